@@ -1,0 +1,60 @@
+"""`vauban train`: make the encoder's weights. Needs `pip install 'vauban[train]'`, no GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from vauban.errors import VaubanError
+
+app = typer.Typer(help="Train the encoder.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `injection` a sub-command while it is the only one."""
+
+
+@app.command()
+def injection(
+    data: Annotated[Path, typer.Option(help="Directory of train, dev and dev_ood .jsonl.gz.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint directory; a broken-off run goes on.")],
+    epochs: Annotated[float, typer.Option(min=0.01, max=100.0)] = 1.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    learning_rate: Annotated[float, typer.Option(min=0.0, max=1.0)] = 8e-5,
+) -> None:
+    """Fine-tune the injection head and the upper layers, calibrate, write int8 weights."""
+    from vauban.training.base import load_base  # torch is heavy; --help stays quick
+    from vauban.training.fit import FitConfig
+    from vauban.training.run import train_injection
+
+    console = Console(stderr=True)
+    config = FitConfig(epochs=epochs, seed=seed, learning_rate=learning_rate)
+    try:
+        with _progress(console) as bars:
+            tasks: dict[str, TaskID] = {}
+
+            def track(task: str, done: int, total: int, note: str) -> None:
+                if task not in tasks:
+                    tasks[task] = bars.add_task(task, total=total, note="")
+                bars.update(tasks[task], completed=done, note=note)
+
+            final = train_injection(load_base(seed), data, out, config, track)
+    except VaubanError as error:
+        console.print(f"[red]{error}[/red]", highlight=False)
+        raise typer.Exit(2) from error
+    typer.echo(f"{out}: block_at {final.block_at:.4f}, flag_at {final.flag_at:.4f}")
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
+        TimeRemainingColumn(),
+        console=console,
+    )

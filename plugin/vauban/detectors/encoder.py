@@ -1,0 +1,243 @@
+"""The encoder that reads every request: token windows in, score and embedding out.
+
+Long input is many windows; the score is the worst window's, the embedding their mean. Pure: no
+global torch setting is read or changed, because it lives in the inference server's own process.
+
+Covers: batches of any size (micro-batches bounded in padded tokens), NaN, infinity, ids outside
+the vocabulary; all end in `ScreeningFailed`.
+Does not cover: deciding what a score or a failure means; that is `guard.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vauban.detectors import checkpoint
+from vauban.detectors.bert import EncoderModel
+from vauban.detectors.checkpoint import Calibration
+from vauban.detectors.windows import Ids, Windows, WindowTokenizer
+from vauban.errors import ScreeningFailed
+from vauban.policy import EncoderPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What the encoder says about one request.
+
+    `score`: calibrated probability in [0, 1], the worst over windows and models.
+    `embedding`: float32 [hidden], unit length; None when there was no text.
+    """
+
+    score: float
+    embedding: NDArray[np.float32] | None
+    windows: int
+
+
+class _Scorer(Protocol):
+    """[windows, tokens] int64 and a mask (None: no padding) -> scores [windows], embeddings."""
+
+    pad_id: int
+    vocab_size: int
+    max_tokens: int
+
+    def __call__(self, ids: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor | None]: ...
+
+
+class _Calibrated:
+    """The shipped model with its calibration."""
+
+    pad_id = 0
+
+    def __init__(self, model: EncoderModel, calibration: Calibration, max_tokens: int) -> None:
+        self._model = model
+        self._calibration = calibration
+        self.vocab_size = len(model.words.weight)
+        self.max_tokens = max_tokens
+
+    def __call__(self, ids: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        logits, embeddings = self._model(ids, real)
+        c = self._calibration
+        return torch.sigmoid(logits / c.temperature + c.bias), embeddings
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """One model's outputs, on their way to the host, and which rows belong to which request."""
+
+    rows: list[list[int]]
+    scores: list[Tensor]
+    embeddings: list[Tensor]
+
+
+class Encoder:
+    """Thread-safe; deterministic: equal batches give equal bits, in any order."""
+
+    def __init__(
+        self,
+        scorers: Sequence[_Scorer],
+        tokenizer: WindowTokenizer,
+        *,
+        flag_at: float,
+        block_at: float,
+        batch_tokens: int,
+        device: torch.device,
+    ) -> None:
+        self._scorers = tuple(scorers)
+        self.tokenizer = tokenizer
+        self.flag_at = flag_at
+        self.block_at = block_at
+        self._batch_tokens = batch_tokens
+        self._device = device
+
+    @classmethod
+    def load(cls, policy: EncoderPolicy, device: torch.device | str) -> Encoder:
+        """:raises WeightsError: any file of the encoder or of a classifier is not right."""
+        device = torch.device(device)
+        directory = policy.weights or checkpoint.shipped()
+        config = checkpoint.read_config(directory)
+        tensors = checkpoint.read_tensors(directory, config)
+        model = EncoderModel.build(config.architecture, tensors)
+        dtype = torch.float32 if device.type == "cpu" else torch.float16
+        model = model.to(device=device, dtype=dtype).requires_grad_(requires_grad=False)
+        scorers: list[_Scorer] = [_Calibrated(model, config.calibration, config.window.max_tokens)]
+        if policy.classifiers:
+            from vauban.detectors.hf_classifier import HfClassifier  # transformers is heavy
+
+            scorers += [HfClassifier.load(path, device) for path in policy.classifiers]
+        return cls(
+            scorers,
+            WindowTokenizer.load(policy),
+            flag_at=config.flag_at,
+            block_at=config.block_at,
+            batch_tokens=policy.batch_tokens,
+            device=device,
+        )
+
+    def encode(self, batch: Sequence[Windows]) -> list[Encoded]:
+        """One answer per request, in order. A request without windows has score 0.
+
+        :raises ScreeningFailed: a value is not finite, or ids or shapes are wrong.
+        """
+        return self.launch(batch)()
+
+    def launch(self, batch: Sequence[Windows]) -> Callable[[], list[Encoded]]:
+        """Start `encode`; call what comes back to wait for it and have its answers.
+
+        On CUDA the work is queued on the current stream and nothing is waited for.
+        """
+        for windows in batch:
+            if len(windows.per_model) != len(self._scorers):
+                raise ScreeningFailed("token windows are for another set of models")
+        with torch.inference_mode():
+            pending = [
+                self._forward(scorer, [windows.per_model[i] for windows in batch])
+                for i, scorer in enumerate(self._scorers)
+            ]
+        event = None
+        if self._device.type == "cuda":
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record(torch.cuda.current_stream(self._device))
+
+        def finish() -> list[Encoded]:
+            if event is not None:
+                event.synchronize()
+            return _assemble(pending, len(batch))
+
+        return finish
+
+    def _forward(self, scorer: _Scorer, requests: Sequence[Sequence[Ids]]) -> _Pending:
+        unique: dict[bytes, Ids] = {}
+        keys = [[ids.tobytes() for ids in windows] for windows in requests]
+        for names, windows in zip(keys, requests, strict=True):
+            unique.update(zip(names, windows, strict=True))  # repeated text is computed once
+        order = sorted(unique, key=lambda name: (len(name), name))
+        row = {name: i for i, name in enumerate(order)}
+        pending = _Pending([[row[name] for name in names] for names in keys], [], [])
+        for group in _micro_batches([unique[name] for name in order], self._batch_tokens):
+            ids, real = _pad(group, scorer)
+            scores, embeddings = scorer(
+                self._to_device(ids), None if real is None else self._to_device(real)
+            )
+            if scores.shape != (len(group),):
+                raise ScreeningFailed("the encoder gave scores of the wrong shape")
+            pending.scores.append(scores.to("cpu", non_blocking=True))
+            if embeddings is not None:
+                if embeddings.ndim != 2 or len(embeddings) != len(group):
+                    raise ScreeningFailed("the encoder gave embeddings of the wrong shape")
+                pending.embeddings.append(embeddings.to("cpu", non_blocking=True))
+        return pending
+
+    def _to_device(self, value: Tensor) -> Tensor:
+        if self._device.type != "cuda":
+            return value
+        return value.pin_memory().to(self._device, non_blocking=True)
+
+
+def _micro_batches(windows: Sequence[Ids], batch_tokens: int) -> Iterator[Sequence[Ids]]:
+    """Cut windows, sorted by length, into runs of at most `batch_tokens` padded tokens.
+
+    A run also ends where its shortest window would be more than a quarter padding.
+    """
+    start = 0
+    for end, ids in enumerate(windows):
+        count = end - start
+        if count and (
+            len(ids) * (count + 1) > batch_tokens or 4 * len(windows[start]) < 3 * len(ids) - 16
+        ):
+            yield windows[start:end]
+            start = end
+    if windows:
+        yield windows[start:]
+
+
+def _pad(windows: Sequence[Ids], scorer: _Scorer) -> tuple[Tensor, Tensor | None]:
+    """int64 [windows, longest] and its bool mask; no mask when all are equally long."""
+    lengths = np.array([len(ids) for ids in windows])
+    longest = int(lengths.max())
+    ids = np.full((len(windows), longest), scorer.pad_id, np.int64)
+    for row, window in zip(ids, windows, strict=True):
+        row[: len(window)] = window
+    if longest > scorer.max_tokens or ids.min() < 0 or ids.max() >= scorer.vocab_size:
+        raise ScreeningFailed("token windows do not fit the encoder")
+    real = None
+    if int(lengths.min()) < longest:
+        real = torch.from_numpy(np.arange(longest) < lengths[:, None])
+    return torch.from_numpy(ids), real
+
+
+def _assemble(pending: Sequence[_Pending], requests: int) -> list[Encoded]:
+    scores, embeddings = [], None
+    for part in pending:
+        scores.append(_stack(part.scores))
+        if part.embeddings:
+            embeddings = _stack(part.embeddings)
+    encoded = []
+    for request in range(requests):
+        worst, embedding = 0.0, None
+        for model_scores, part in zip(scores, pending, strict=True):
+            worst = max(worst, *map(float, model_scores[part.rows[request]]), 0.0)
+        rows = pending[0].rows[request]
+        if rows and embeddings is not None:
+            embedding = embeddings[rows].mean(axis=0)
+            length = float(np.linalg.norm(embedding))
+            if length < 1e-6:
+                raise ScreeningFailed("the encoder gave an embedding without a direction")
+            embedding = (embedding / length).astype(np.float32)
+        encoded.append(Encoded(min(worst, 1.0), embedding, len(rows)))
+    return encoded
+
+
+def _stack(parts: Sequence[Tensor]) -> NDArray[np.float32]:
+    if not parts:
+        return np.empty(0, np.float32)
+    values: NDArray[np.float32] = torch.cat(list(parts)).float().numpy()
+    if not np.isfinite(values).all():
+        raise ScreeningFailed("the encoder gave a value that is not finite")
+    return values

@@ -1,0 +1,110 @@
+"""Every error vauban raises on purpose, and when.
+
+VaubanError
+├── ConfigError            the operator's settings are wrong; the server must not start
+│   ├── PolicyError        a policy field has a bad value, or does not exist
+│   └── WeightsError       a model file is missing, damaged or of the wrong shape
+├── RequestError           this request can't be served; the client gets `status` and `code`
+│   ├── MalformedRequest   the body is not what the route takes
+│   ├── RequestTooLarge    the body or its text is over a limit
+│   ├── Unauthenticated    no valid credential
+│   ├── Forbidden          the credential does not cover this
+│   ├── RouteRefused       the route table does not open this route
+│   ├── RateLimited        a limit of the principal is used up
+│   └── Overloaded         a bounded queue is full
+└── ScreeningFailed        a detector could not judge; `guard.py` turns it into a verdict
+
+One table per host maps `RequestError` to the wire; nothing else reaches a client.
+Messages never contain prompt text, keys or tool arguments.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class VaubanError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class ConfigError(VaubanError):
+    """The operator's settings are wrong; the server must not start."""
+
+
+class PolicyError(ConfigError):
+    """A policy field has a bad value or does not exist; the message names its path."""
+
+
+class WeightsError(ConfigError):
+    """A model file is missing, damaged or of the wrong shape."""
+
+
+class ScreeningFailed(VaubanError):
+    """A detector could not judge. Only `guard.py` decides what that means."""
+
+
+class RequestError(VaubanError):
+    """This request can't be served. The message is shown to the client."""
+
+    status: ClassVar[int] = 400
+    code: ClassVar[str] = "invalid_request"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class MalformedRequest(RequestError):
+    """The body is not what the route takes."""
+
+    code = "malformed_request"
+
+
+class RequestTooLarge(RequestError):
+    """The body, or the text in it, is over a limit of the policy."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class Unauthenticated(RequestError):
+    """No credential, an unknown one, or an expired one."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class Forbidden(RequestError):
+    """The credential is valid and does not cover this route, model or feature."""
+
+    status = 403
+    code = "insufficient_scope"
+
+
+class RouteRefused(RequestError):
+    """The route table does not open this route."""
+
+    status = 404
+    code = "route_refused"
+
+
+class RateLimited(RequestError):
+    """A rate limit of the principal is used up.
+
+    :param retry_after_s: seconds until the window has room again, at least 1.
+    """
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = max(1, retry_after_s)
+
+
+class Overloaded(RequestError):
+    """A bounded queue of the guard is full; the request was not served."""
+
+    status = 503
+    code = "overloaded"

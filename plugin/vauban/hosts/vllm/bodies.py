@@ -1,0 +1,246 @@
+"""Where the text is in a request body of vLLM's routes, and how it is put back.
+
+Every string of the body is read unless its field is known to hold no text for a model: a field
+that a new API version brings is read by default. Roles are checked, because chat templates print
+them unescaped. What a role claims gives no trust: `system` and `developer` text is the operator's
+only when the caller's key has the scope `prompt:system`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vauban.errors import MalformedRequest
+from vauban.types import Origin, Segment
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+MAX_DEPTH = 48
+
+# Names, ids, numbers as text, sampling options: read by the server, never by the model.
+_NO_TEXT = frozenset(
+    {
+        "model", "user", "request_id", "session_id", "stop", "bad_words", "cache_salt",
+        "logit_bias", "tool_choice", "metadata", "service_tier", "truncation", "truncation_side",
+        "encoding_format", "embed_dtype", "endianness", "prompt_cache_key", "include",
+        "previous_response_id", "stream_options", "vllm_xargs", "sampling_params",
+        "kv_transfer_params", "ec_transfer_params", "mm_payload", "task", "stop_sequences",
+        "structured_outputs", "embedding_types", "input_type", "padding",
+    }
+)  # fmt: skip
+_CONVERSATION = frozenset({"messages", "input", "prompt"})
+_TOKEN_FIELDS = frozenset({"token_ids", "prompt", "input"})
+_MEDIA = frozenset(
+    {"image_url", "image", "input_image", "image_pil", "image_embeds", "audio_url", "input_audio",
+     "audio_embeds", "video_url", "video", "file", "source", "images"}
+)  # fmt: skip
+_TOOL_TYPES = frozenset(
+    {
+        "function_call_output", "tool_result", "custom_tool_call_output",
+        "computer_call_output", "local_shell_call_output", "mcp_call",
+    }
+)  # fmt: skip
+_TEXT_KEYS = frozenset({"text", "content", "output", "input_text", "refusal"})
+_PLAIN_NAME = re.compile(r"[\w.$/:\-]{0,64}", re.ASCII)
+_WORDLESS = re.compile(r"\S*")
+
+Decode = Callable[[Sequence[int]], str]
+Encode = Callable[[str], "list[int]"]
+
+
+@dataclass(slots=True)
+class Leaf:
+    """One piece of text and where it stands: `container[key]`.
+
+    `frame`: it is a user's turn or tool output, so the sandwich may frame it. `raw`: it is read,
+    but a caller who may write operator text wrote it token by token, so it stays as it is.
+    """
+
+    container: Any
+    key: Any
+    text: str
+    origin: Origin
+    frame: bool = False
+    token_ids: bool = False
+    raw: bool = False
+
+    def put(self, text: str, encode: Encode) -> None:
+        if text == self.text or self.container is None or self.raw:
+            return
+        self.container[self.key] = encode(text) if self.token_ids else text
+        self.text = text
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """`turn`: inside the content of a conversation. `own_words`: said to be the model's or the
+    system's, which models read unfenced."""
+
+    origin: Origin
+    turn: bool = False
+    own_words: bool = False
+    depth: int = 0
+
+    def deeper(self, *, turn: bool) -> _Place:
+        return replace(self, turn=turn, depth=self.depth + 1)
+
+
+class Body:
+    """The parsed body of one request and all text in it.
+
+    :param trusted_system: the caller may write operator text.
+    :param decode: the served tokenizer, for token ids in place of text.
+    :raises MalformedRequest: unknown roles, prompt embeddings, nesting that is too deep.
+    """
+
+    def __init__(self, data: dict[str, Any], *, trusted_system: bool, decode: Decode) -> None:
+        self.data = data
+        self._trusted_system = trusted_system
+        self._decode = decode
+        self._json_strings: list[tuple[Any, Any]] = []
+        self.leaves: list[Leaf] = []
+        self.has_media = False
+        if data.get("prompt_embeds") is not None:
+            raise MalformedRequest(
+                "prompt embeddings hold no text that could be screened", param="prompt_embeds"
+            )
+        if data.get("chat_template") is not None:
+            raise MalformedRequest(
+                "a chat template may not come from a client", param="chat_template"
+            )
+        for name in list(data):
+            if name not in _NO_TEXT:
+                self._field(name, data[name])
+
+    @property
+    def segments(self) -> list[Segment]:
+        return [Segment(leaf.text, leaf.origin) for leaf in self.leaves]
+
+    def put(self, texts: Sequence[str], encode: Encode) -> None:
+        """Write back what the model gets, parallel to `segments`."""
+        for leaf, text in zip(self.leaves, texts, strict=True):
+            if leaf.container is None and text != leaf.text:
+                raise MalformedRequest("a property name holds hidden or control characters")
+            leaf.put(text, encode)
+        for container, key in self._json_strings:
+            container[key] = json.dumps(container[key], ensure_ascii=False)
+        self._json_strings.clear()
+
+    def has_token_ids(self) -> bool:
+        return any(leaf.token_ids for leaf in self.leaves)
+
+    # -- walking -----------------------------------------------------------------------------
+
+    def _field(self, name: str, value: Any) -> None:
+        if name in _TOKEN_FIELDS and self._tokens(self.data, name, value):
+            return
+        origin = Origin.USER
+        if name in ("system", "instructions") and self._trusted_system:
+            origin = Origin.OPERATOR
+        elif name in ("documents", "texts"):
+            origin = Origin.DOCUMENT
+        self._walk(self.data, name, value, _Place(origin, turn=name in _CONVERSATION))
+
+    def _tokens(self, container: Any, key: Any, value: Any) -> bool:
+        """Token ids in place of text. True when `value` was that."""
+        if not isinstance(value, list) or not value:
+            return False
+        if all(type(item) is int for item in value):
+            try:
+                text = self._decode(value)
+            except (OverflowError, IndexError, TypeError, ValueError):
+                raise MalformedRequest("token ids outside the vocabulary", param=str(key)) from None
+            self.leaves.append(
+                Leaf(container, key, text, Origin.USER, token_ids=True, raw=self._trusted_system)
+            )
+            return True
+        if all(isinstance(item, list) and item and type(item[0]) is int for item in value):
+            return all(self._tokens(value, index, item) for index, item in enumerate(value))
+        return False
+
+    def _walk(self, container: Any, key: Any, value: Any, place: _Place) -> None:
+        if place.depth > MAX_DEPTH:
+            raise MalformedRequest("the body is nested too deeply")
+        if isinstance(value, str) and key == "arguments":
+            parsed = _json_object(value)
+            if parsed is not None:
+                container[key] = value = parsed
+                self._json_strings.append((container, key))
+        if isinstance(value, str):
+            frame = place.turn and not place.own_words
+            self.leaves.append(Leaf(container, key, value, place.origin, frame))
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                self._walk(value, index, item, place.deeper(turn=place.turn))
+        elif isinstance(value, dict):
+            self._mapping(value, place)
+
+    def _mapping(self, value: dict[str, Any], place: _Place) -> None:
+        if place.turn:
+            place = self._whose(value, place)
+        for name, item in value.items():
+            if not _PLAIN_NAME.fullmatch(name):
+                self.leaves.append(Leaf(None, None, name, place.origin))
+            if name in ("type", "role") and isinstance(item, str) and _PLAIN_NAME.fullmatch(item):
+                continue
+            if name in _MEDIA:
+                self._media(value, name, item, place.depth)
+            else:
+                self._walk(value, name, item, place.deeper(turn=place.turn and name in _TEXT_KEYS))
+
+    def _whose(self, value: dict[str, Any], place: _Place) -> _Place:
+        """Origin of a message or part: by its role, which gives no trust by itself."""
+        role = value.get("role")
+        if role is not None and role not in ROLES:
+            raise MalformedRequest(f"role must be one of {', '.join(sorted(ROLES))}", param="role")
+        if role in ("tool", "function") or value.get("type") in _TOOL_TYPES:
+            return replace(place, origin=Origin.TOOL, own_words=False)
+        if role in ("system", "developer"):
+            origin = Origin.OPERATOR if self._trusted_system else Origin.USER
+            return replace(place, origin=origin, own_words=True)
+        if role in ("user", "assistant"):
+            return replace(place, origin=Origin.USER, own_words=role == "assistant")
+        return place
+
+    def _media(self, container: Any, key: Any, value: Any, depth: int) -> None:
+        """Images and sound pass: their URLs and base64 have no white space; what has is read."""
+        self.has_media = self.has_media or bool(value)
+        for holder, name, text in _strings(container, key, value, depth):
+            if not _WORDLESS.fullmatch(text):
+                self.leaves.append(Leaf(holder, name, text, Origin.USER))
+
+
+def _strings(container: Any, key: Any, value: Any, depth: int) -> Iterator[tuple[Any, Any, str]]:
+    if depth > MAX_DEPTH:
+        raise MalformedRequest("the body is nested too deeply")
+    if isinstance(value, str):
+        yield container, key, value
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _strings(value, index, item, depth + 1)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _strings(value, name, item, depth + 1)
+
+
+def _json_object(text: str) -> dict[str, Any] | list[Any] | None:
+    """The arguments of a tool call are JSON in a string; what is escaped in there is read too."""
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return parsed if isinstance(parsed, (dict, list)) else None
+
+
+def parse_body(raw: bytes) -> dict[str, Any]:
+    """:raises MalformedRequest: not a JSON object."""
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise MalformedRequest("the body is not valid JSON") from None
+    if not isinstance(data, dict):
+        raise MalformedRequest("the body must be a JSON object")
+    return data

@@ -1,0 +1,161 @@
+"""The way back: the engine tells each front what the encoder said of its requests.
+
+Unix datagram sockets in the runtime directory (mode 0700), one per API server process; messages
+are sealed. A front releases an answer only after the verdict has arrived, so a lost message means
+a blocked request, never an unguarded one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vauban.hosts.vllm.mark import Sealer
+from vauban.types import Reason
+
+logger = logging.getLogger(__name__)
+
+_PURPOSE = b"verdict"
+_MAX_DATAGRAM_BYTES = 65_536
+_PER_DATAGRAM = 64
+_SEND_TIMEOUT_S = 1.0
+_ENGINE_FILE = "engine-{pid}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the engine found for one mark. Exactly one of `score` and `failure` is set.
+
+    `batch`: requests in the same forward pass. Times in milliseconds.
+    """
+
+    nonce: bytes
+    score: float | None
+    failure: Reason | None
+    batch: int
+    queue_ms: float
+    encode_ms: float
+
+
+class ReportSender:
+    """The engine's end. Thread-safe; never raises for a front that is gone."""
+
+    def __init__(self, sealer: Sealer, directory: Path) -> None:
+        self._sealer = sealer
+        self._directory = directory
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.settimeout(_SEND_TIMEOUT_S)
+
+    def send(self, reply: str, reports: Iterable[Report]) -> None:
+        """Send to the front named `reply`. A front that can't be reached fails closed itself."""
+        if Path(reply).name != reply:
+            return
+        rows = [
+            [
+                r.nonce.hex(),
+                r.score,
+                r.failure,
+                r.batch,
+                round(r.queue_ms, 3),
+                round(r.encode_ms, 3),
+            ]
+            for r in reports
+        ]
+        for start in range(0, len(rows), _PER_DATAGRAM):
+            data = json.dumps(rows[start : start + _PER_DATAGRAM]).encode()
+            try:
+                self._socket.sendto(self._sealer.seal(_PURPOSE, data), str(self._directory / reply))
+            except OSError as error:
+                logger.warning("a verdict could not be delivered: %s", error.strerror)
+
+
+class ReportReceiver:
+    """The front's end: one future per nonce, resolved when the report arrives."""
+
+    def __init__(self, sealer: Sealer, directory: Path) -> None:
+        self._sealer = sealer
+        self.name = f"front-{os.getpid()}-{secrets.token_hex(4)}.sock"
+        self._path = directory / self.name
+        self._expected: dict[bytes, asyncio.Future[Report]] = {}
+        self._socket: socket.socket | None = None
+
+    def open(self) -> None:
+        """Bind and listen on the running event loop.
+
+        :raises OSError: the runtime directory is gone or its path is too long for a socket.
+        """
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._socket.bind(str(self._path))
+        self._path.chmod(0o600)
+        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._read)
+
+    def close(self) -> None:
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+        self._path.unlink(missing_ok=True)
+
+    def expect(self, nonce: bytes) -> asyncio.Future[Report]:
+        future: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
+        self._expected[nonce] = future
+        return future
+
+    def forget(self, nonce: bytes) -> None:
+        self._expected.pop(nonce, None)
+
+    def _read(self) -> None:
+        while self._socket is not None:
+            try:
+                sealed = self._socket.recv(_MAX_DATAGRAM_BYTES)
+            except (BlockingIOError, InterruptedError):
+                return
+            data = self._sealer.open(_PURPOSE, sealed)
+            if data is None:
+                logger.warning("a verdict with a wrong seal was dropped")
+                continue
+            for row in json.loads(data):
+                self._resolve(row)
+
+    def _resolve(self, row: list[object]) -> None:
+        nonce, score, failure, batch, queue_ms, encode_ms = row
+        future = self._expected.pop(bytes.fromhex(str(nonce)), None)
+        if future is not None and not future.done():
+            future.set_result(
+                Report(
+                    nonce=bytes.fromhex(str(nonce)),
+                    score=float(score) if isinstance(score, (int, float)) else None,
+                    failure=Reason(str(failure)) if failure is not None else None,
+                    batch=int(str(batch)),
+                    queue_ms=float(str(queue_ms)),
+                    encode_ms=float(str(encode_ms)),
+                )
+            )
+
+
+def announce_engine(directory: Path, policy_digest: str) -> None:
+    """Called by an engine that screens: tells the fronts so, before the server opens its port."""
+    path = directory / _ENGINE_FILE.format(pid=os.getpid())
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps({"policy": policy_digest}))
+    scratch.replace(path)
+
+
+def announced_engines(directory: Path) -> list[str]:
+    """Policy digests of the engines that announced themselves and still live."""
+    digests = []
+    for path in directory.glob(_ENGINE_FILE.format(pid="*")):
+        pid = int(path.stem.partition("-")[2])
+        with contextlib.suppress(ProcessLookupError, OSError, ValueError, KeyError):
+            os.kill(pid, 0)
+            digests.append(str(json.loads(path.read_text())["policy"]))
+    return digests

@@ -1,0 +1,281 @@
+"""One guarded request and its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from vauban.access.scopes import SYSTEM_PROMPT, allows
+from vauban.errors import Forbidden, MalformedRequest
+from vauban.guard import Reading
+from vauban.hosts.vllm.answers import Answer, blocked_answer, refusal_answer
+from vauban.hosts.vllm.bodies import Body, parse_body
+from vauban.hosts.vllm.channel import Report
+from vauban.hosts.vllm.features import check_body_features, check_fields, shape_of
+from vauban.hosts.vllm.front import Front
+from vauban.hosts.vllm.gate import Gate
+from vauban.hosts.vllm.mark import RESERVED_KEY
+from vauban.hosts.vllm.routes import Kind, Route, Shape
+from vauban.telemetry import Decision
+from vauban.types import Mode, Principal, Reason, Verdict
+
+Message = MutableMapping[str, Any]
+
+REQUEST_ID_HEADER = "x-vauban-request-id"
+EARLY_START_TIMEOUT_MS = 600_000
+"""A Responses stream starts before its request has left vLLM's queue; it may wait that long."""
+
+
+class Exchange:
+    """Serves one request: reads it, asks for a verdict, holds the answer until it is there.
+
+    :raises RequestError: the body is malformed, too large, or asks for what the caller may not.
+    """
+
+    def __init__(
+        self, front: Front, route: Route, path: str, principal: Principal, request_id: str,
+        raw: bytes,
+    ) -> None:  # fmt: skip
+        self._front = front
+        self._route = route
+        self._path = path
+        self._principal = principal
+        self._request_id = request_id
+        self._started = time.perf_counter()
+        self._data = parse_body(raw)
+        self.shape = shape_of(route, self._data)
+        self._model = self._data.get("model") or front.default_model
+        if not isinstance(self._model, str):
+            raise MalformedRequest("model must be text", param="model")
+        if not allows(principal.scopes, model=self._model):
+            raise Forbidden("the credential does not cover this model", param="model")
+        check_fields(self._data, self.shape, principal.scopes, front.policy)
+        self._front_ms = 0.0
+        self._chars = self._segments = self._tokens = self._added_tokens = 0
+        self._findings: tuple[tuple[str, int], ...] = ()
+
+    async def serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._route.kind is Kind.BOUNDED:
+            self._reserved().pop(RESERVED_KEY, None)
+            await app(*self._forward(scope, receive), send)
+            return
+        reading = self._read()
+        self._front_ms = self._elapsed_ms()
+        if not reading.complete and self._front.guard.judge(Reason.UNREAD_TEXT).blocked:
+            await self._refuse(send, self._front.guard.judge(Reason.UNREAD_TEXT), None)
+        elif self._route.generates and self._front.place == "engine":
+            await self._serve_with_engine(reading, app, scope, receive, send)
+        else:
+            await self._serve_from_front(reading, app, scope, receive, send)
+
+    # -- in ------------------------------------------------------------------------------------
+
+    def _read(self) -> Reading:
+        """Read, clean and frame the body in place."""
+        front = self._front
+        body = Body(
+            self._data,
+            trusted_system=allows(self._principal.scopes, feature=SYSTEM_PROMPT),
+            decode=front.decode,
+        )
+        check_body_features(body, self._principal.scopes)
+        segments = body.segments
+        self._chars = sum(len(s.text) for s in segments if not s.origin.trusted)
+        self._segments = len(segments)
+        reading = front.guard.read(segments)
+        body.put(reading.texts, front.encode)
+        self._added_tokens = front.framer.frame(body, self.shape)
+        self._tokens = reading.windows.tokens
+        self._findings = tuple(sorted(reading.findings.items()))
+        return reading
+
+    def _reserved(self) -> dict[str, Any]:
+        """Where the mark travels in this body; made when it is not there."""
+        holder, key = self._data, "vllm_xargs"
+        if self.shape is Shape.TOKENS:
+            holder = self._data.setdefault("sampling_params", {})
+            key = "extra_args"
+            if not isinstance(holder, dict):
+                raise MalformedRequest("sampling_params must be an object", param="sampling_params")
+        if holder.get(key) is None:
+            holder[key] = {}
+        if not isinstance(holder[key], dict):
+            raise MalformedRequest(f"{key} must be an object", param=key)
+        found: dict[str, Any] = holder[key]
+        return found
+
+    def _forward(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
+        """The scope and the receive that give the application the rewritten body."""
+        raw = json.dumps(self._data).encode()
+        headers = MutableHeaders(raw=list(scope["headers"]))
+        headers["content-length"] = str(len(raw))
+        if "transfer-encoding" in headers:
+            del headers["transfer-encoding"]
+        given = False
+
+        async def receive_body() -> Message:
+            nonlocal given
+            if not given:
+                given = True
+                return {"type": "http.request", "body": raw, "more_body": False}
+            return await receive()
+
+        return {**scope, "headers": headers.raw}, receive_body
+
+    # -- the two ways to a verdict ---------------------------------------------------------------
+
+    async def _serve_from_front(
+        self, reading: Reading, app: ASGIApp, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Screen here, then pass on: pooling models, and hosts without logits processors."""
+        report = None
+        verdict = self._front.guard.judge(Reason.OFF)
+        if self._front.policy.injection.mode is not Mode.OFF:
+            report = await self._front.screen_here(reading.windows)
+            verdict = self._judge(report)
+        if verdict.blocked:
+            await self._refuse(send, verdict, report)
+            return
+        if self._route.generates:
+            self._reserved()[RESERVED_KEY] = self._front.pass_mark()
+        gate = Gate(send, self._principal, self._front.identity)
+        gate.open(self._headers(verdict, self._record(verdict, report)))
+        try:
+            await app(*self._forward(scope, receive), gate.send)
+        finally:
+            gate.charge()
+
+    async def _serve_with_engine(
+        self, reading: Reading, app: ASGIApp, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Pass on with a mark, and hold the answer until the engine half has reported."""
+        front = self._front
+        mark, nonce, reported = front.ask_engine(reading.windows)
+        self._reserved()[RESERVED_KEY] = mark
+        gate = Gate(send, self._principal, front.identity, on_first=lambda: self._limit(reported))
+        forwarded = self._forward(scope, receive)
+        serving = asyncio.ensure_future(_run(app, *forwarded, gate.send))
+        self._front_ms = self._elapsed_ms()
+        try:
+            waiting: set[asyncio.Future[Any]] = {serving, reported}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if reported.done():
+                report = reported.result()
+                verdict = self._judge(report)
+                if verdict.blocked:
+                    await _stop(serving)  # vLLM aborts the request and frees its KV cache
+                    await self._refuse(send, verdict, report)
+                    return
+                gate.open(self._headers(verdict, self._record(verdict, report, gate.held_ms())))
+            await serving
+        finally:
+            front.forget(nonce)
+            reported.cancel()
+            await _stop(serving)
+            gate.charge()
+
+    def _limit(self, reported: asyncio.Future[Report]) -> None:
+        """The engine has begun to answer, so its verdict must be near: a lost one is a failure."""
+        timeout_ms = self._front.policy.encoder.timeout_ms
+        if self.shape is Shape.RESPONSES and self._data.get("stream"):
+            timeout_ms = max(timeout_ms, EARLY_START_TIMEOUT_MS)
+
+        def give_up() -> None:
+            if not reported.done():
+                reported.set_result(Report(b"", None, Reason.SCREEN_TIMEOUT, 0, 0.0, 0.0))
+
+        asyncio.get_running_loop().call_later(timeout_ms / 1000, give_up)
+
+    # -- out -------------------------------------------------------------------------------------
+
+    def _judge(self, report: Report) -> Verdict:
+        if report.failure is not None or report.score is None:
+            return self._front.guard.judge(report.failure or Reason.SCREEN_FAILED)
+        return self._front.guard.judge(report.score)
+
+    async def _refuse(self, send: Send, verdict: Verdict, report: Report | None) -> None:
+        decision = self._record(verdict, report)
+        policy = self._front.policy.answer
+        answer = None
+        if policy.blocked == "refusal":
+            answer = refusal_answer(
+                self.shape,
+                policy.refusal,
+                self._request_id,
+                model=str(self._model),
+                stream=self._data.get("stream") is True,
+            )
+        answer = answer or blocked_answer(self.shape, verdict.reason, self._request_id)
+        await send_answer(send, answer, self._headers(verdict, decision))
+
+    def _headers(self, verdict: Verdict, decision: Decision) -> dict[str, str]:
+        """What a client is told besides the answer."""
+        headers = {REQUEST_ID_HEADER: self._request_id}
+        policy = self._front.policy
+        if policy.answer.details or policy.injection.mode is Mode.MONITOR:
+            headers["x-vauban-verdict"] = decision.proposed
+            headers["x-vauban-reason"] = decision.reason
+        if policy.answer.details:
+            headers["x-vauban-score"] = f"{verdict.score:.4f}"
+            headers["x-vauban-added-ms"] = f"{decision.added_ms:.2f}"
+            headers["x-vauban-added-tokens"] = str(self._added_tokens)
+            headers["x-vauban-policy"] = policy.digest
+        return headers
+
+    def _elapsed_ms(self) -> float:
+        return (time.perf_counter() - self._started) * 1000
+
+    def _record(self, verdict: Verdict, report: Report | None, hold_ms: float = 0.0) -> Decision:
+        decision = Decision(
+            request_id=self._request_id,
+            principal=self._principal.id,
+            route=self._path,
+            action=verdict.action.name.lower(),
+            proposed=verdict.proposed.name.lower(),
+            reason=verdict.reason.value,
+            policy=self._front.policy.digest,
+            score=report.score if report else None,
+            chars=self._chars,
+            segments=self._segments,
+            tokens=self._tokens,
+            batch=report.batch if report else 0,
+            front_ms=self._front_ms,
+            hold_ms=hold_ms,
+            queue_ms=report.queue_ms if report else 0.0,
+            encode_ms=report.encode_ms if report else 0.0,
+            findings=self._findings,
+        )
+        self._front.record(decision)
+        return decision
+
+
+async def send_answer(send: Send, answer: Answer, headers: dict[str, str]) -> None:
+    """Send an answer of vauban's own."""
+    everything = {
+        "content-type": answer.content_type,
+        "content-length": str(len(answer.body)),
+        **dict(answer.headers),
+        **headers,
+    }
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in everything.items()]
+    await send({"type": "http.response.start", "status": answer.status, "headers": raw})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+async def _run(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    await app(scope, receive, send)
+
+
+async def _stop(task: asyncio.Future[None]) -> None:
+    """Cancel the application's work for this request and wait until it has let go."""
+    if not task.done():
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

@@ -1,0 +1,98 @@
+"""Options of a request that need a scope of their own, or that no guard can follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vauban.access.scopes import ADMIN, SYSTEM_PROMPT, allows
+from vauban.errors import Forbidden, MalformedRequest
+from vauban.hosts.vllm.bodies import Body
+from vauban.hosts.vllm.routes import Route, Shape
+from vauban.policy import Policy
+
+_FEATURE_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "logprobs": ("logprobs", "top_logprobs", "prompt_logprobs", "logprob_token_ids"),
+    "tools": ("tools", "functions"),
+    "structured_outputs": ("response_format", "structured_outputs"),
+    "token_ids": ("return_token_ids", "return_tokens_as_token_ids", "return_token_offsets"),
+}
+# They give the prompt back, and with it the operator's instruction.
+_ECHO_FIELDS = (
+    "echo", "prompt_logprobs", "return_prompt_text", "return_token_ids",
+    "return_token_offsets", "enable_response_messages",
+)  # fmt: skip
+# They point the server at other hosts.
+_ADMIN_FIELDS = ("kv_transfer_params", "ec_transfer_params")
+_CLIENT_TOOLS = frozenset({"function", "custom", "namespace"})
+_UNSET: tuple[Any, ...] = (None, False, [], {})
+
+
+def shape_of(route: Route, data: Mapping[str, Any]) -> Shape:
+    """The protocol of a request; for /invocations by what the body has, as vLLM decides it."""
+    if route.shape is not Shape.ANY:
+        return route.shape
+    if "messages" in data:
+        return Shape.CHAT
+    return Shape.COMPLETION if "prompt" in data else Shape.POOLING
+
+
+def check_fields(
+    data: Mapping[str, Any], shape: Shape, scopes: frozenset[str], policy: Policy
+) -> None:
+    """:raises Forbidden: the caller lacks a scope. :raises MalformedRequest: can't be guarded."""
+    sampling = data.get("sampling_params")
+    fields = {**sampling, **data} if isinstance(sampling, dict) else data
+    if fields.get("use_beam_search"):
+        raise MalformedRequest(
+            "beam search is not served: its requests carry no mark", param="use_beam_search"
+        )
+    for feature, names in _FEATURE_FIELDS.items():
+        for name in names:
+            if _is_set(fields, name):
+                _require(scopes, feature, name)
+    for name in _ADMIN_FIELDS:
+        if _is_set(fields, name) and ADMIN not in scopes:
+            raise Forbidden(f"{name} needs the scope {ADMIN}", param=name)
+    if policy.sandwich.instruction and not allows(scopes, feature=SYSTEM_PROMPT):
+        for name in _ECHO_FIELDS:
+            if _is_set(fields, name):
+                raise Forbidden(f"{name} needs the scope {SYSTEM_PROMPT}", param=name)
+    if shape is Shape.RESPONSES and not policy.routes.builtin_tools:
+        _refuse_builtin_tools(data.get("tools"))
+
+
+def check_body_features(body: Body, scopes: frozenset[str]) -> None:
+    """:raises Forbidden: the caller lacks a scope for what the body holds."""
+    if body.has_media:
+        _require(scopes, "multimodal", "images, audio and video")
+    if body.has_token_ids():
+        _require(scopes, "token_ids", "token ids in place of text")
+
+
+def _is_set(fields: Mapping[str, Any], name: str) -> bool:
+    value = fields.get(name)
+    if name == "response_format" and isinstance(value, dict) and value.get("type") == "text":
+        return False
+    if name == "top_logprobs" and value == 0:
+        return False
+    return not any(value is unset or value == unset for unset in _UNSET) or (
+        name in ("logprobs", "prompt_logprobs") and value is not None and value is not False
+    )
+
+
+def _require(scopes: frozenset[str], feature: str, what: str) -> None:
+    if not allows(scopes, feature=feature):
+        raise Forbidden(f"{what}: the credential lacks the scope feature:{feature}")
+
+
+def _refuse_builtin_tools(tools: Any) -> None:
+    if not isinstance(tools, list):
+        return
+    for tool in tools:
+        if isinstance(tool, dict) and tool.get("type") not in _CLIENT_TOOLS:
+            raise MalformedRequest(
+                "the server's own tools are not open: their output would reach the model"
+                " unscreened (routes.builtin_tools)",
+                param="tools",
+            )

@@ -1,0 +1,220 @@
+"""What the front half of one API server process has: settings, guard, identity, and the way to
+the encoder. Opened when the server starts up; a wrong setting stops the start."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vauban.access.identity import Identity, require_safe_bind
+from vauban.detectors.windows import Windows
+from vauban.errors import ConfigError, RequestError
+from vauban.guard import Guard
+from vauban.hosts.vllm.channel import Report, ReportReceiver, announced_engines
+from vauban.hosts.vllm.framing import Framer
+from vauban.hosts.vllm.mark import Mark, Order, new_nonce
+from vauban.hosts.vllm.routes import RouteTable
+from vauban.hosts.vllm.runtime import open_runtime
+from vauban.hosts.vllm.settings import policy_from
+from vauban.policy import Policy
+from vauban.screening import ScreenQueue
+from vauban.telemetry import AuditLog, Decision, process_metrics
+from vauban.text.sandwich import Sandwich
+from vauban.text.template_probe import TemplateCapabilities, probe_template
+from vauban.types import Principal, PrincipalKind, Reason
+
+if TYPE_CHECKING:
+    from starlette.datastructures import State
+
+logger = logging.getLogger(__name__)
+
+
+class Front:
+    """Empty until `open`; then everything a request needs.
+
+    `place` is "engine" or "front": where the encoder runs. It is decided once, at start-up.
+    """
+
+    policy: Policy
+    guard: Guard
+    identity: Identity
+    routes: RouteTable
+    framer: Framer
+    place: str
+    default_model: str
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.metrics = process_metrics()
+        self.nobody = Principal("nobody", PrincipalKind.ANONYMOUS)
+        self._receiver: ReportReceiver | None = None
+        self._queue: ScreenQueue | None = None
+
+    def configure(self, args: Any) -> None:
+        """Check policy, keys and the listening address. Needs no engine, so wrong settings stop
+        the server early.
+
+        :raises ConfigError: with what to do.
+        """
+        self.policy = policy_from(getattr(args, "additional_config", None)).policy
+        self.identity = Identity(self.policy.identity)
+        require_safe_bind(self.identity, getattr(args, "uds", None) or args.host)
+        self.routes = RouteTable(self.policy.routes)
+        self.audit = AuditLog(self.policy.audit)
+
+    def open(self, state: State) -> None:
+        """Load the tokenizers, probe the chat template, find the encoder. Idempotent.
+
+        :raises ConfigError: no place for the encoder, or its weights are wrong.
+        """
+        if self._receiver is not None:
+            return
+        if not hasattr(self, "policy"):
+            self.configure(state.args)
+        self.tokenizer = state.engine_client.renderer.get_tokenizer()
+        self.guard = Guard(self.policy, _special_tokens(self.tokenizer))
+        self.framer = self._make_framer(state)
+        self.default_model = state.openai_serving_models.model_name()
+        runtime = open_runtime()
+        self._sealer = runtime.sealer
+        receiver = ReportReceiver(runtime.sealer, runtime.directory)
+        receiver.open()
+        self._receiver = receiver
+        self.place = self._find_place(announced_engines(runtime.directory))
+        if self.place == "front":
+            self._queue = self._load_encoder()
+        logger.info(
+            "vauban guards this server, encoder in the %s, policy %s",
+            self.place,
+            self.policy.digest,
+        )
+
+    def close(self) -> None:
+        if self._receiver is not None:
+            self._receiver.close()
+            self._receiver = None
+        if self._queue is not None:
+            self._queue.close()
+
+    # -- per request ---------------------------------------------------------------------------
+
+    @staticmethod
+    def new_request_id() -> str:
+        return secrets.token_hex(12)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids))
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    async def screen_here(self, windows: Windows) -> Report:
+        """Screen in this process, in one batch with whatever else waits."""
+        if self._queue is None:
+            self._queue = await asyncio.to_thread(self._load_encoder)
+        (future,) = self._queue.submit([windows])
+        try:
+            screened = await asyncio.wait_for(
+                asyncio.wrap_future(future), self.policy.encoder.timeout_ms / 1000
+            )
+        except TimeoutError:
+            return Report(b"", None, Reason.SCREEN_TIMEOUT, 0, 0.0, 0.0)
+        outcome = screened.outcome
+        if isinstance(outcome, Reason):
+            return Report(b"", None, outcome, 0, screened.queue_ms, screened.encode_ms)
+        return Report(
+            b"", outcome.score, None, screened.batch, screened.queue_ms, screened.encode_ms
+        )
+
+    def ask_engine(self, windows: Windows) -> tuple[str, bytes, asyncio.Future[Report]]:
+        """A mark that asks the engine half to screen, its nonce, and the answer to come."""
+        receiver = self._open_receiver()
+        nonce = new_nonce()
+        mark = Mark(Order.SCREEN, nonce, receiver.name, windows)
+        return self._sealer.seal_mark(mark), nonce, receiver.expect(nonce)
+
+    def forget(self, nonce: bytes) -> None:
+        if self._receiver is not None:
+            self._receiver.forget(nonce)
+
+    def pass_mark(self) -> str:
+        """A mark that tells the engine half that the front has judged already."""
+        return self._sealer.seal_mark(Mark(Order.PASS, new_nonce(), "", Windows(())))
+
+    def record(self, decision: Decision) -> None:
+        self.metrics.observe(decision)
+        self.audit.decision(decision)
+
+    def record_refusal(self, error: RequestError, path: str, request_id: str) -> None:
+        self.metrics.refused.labels(error.code).inc()
+        self.audit.refused(request_id=request_id, code=error.code, path=path[:200])
+
+    # -- start-up ------------------------------------------------------------------------------
+
+    def _open_receiver(self) -> ReportReceiver:
+        if self._receiver is None:
+            raise ConfigError("the front is not open")
+        return self._receiver
+
+    def _find_place(self, engines: Sequence[str]) -> str:
+        wanted = self.policy.encoder.place
+        if wanted == "front":
+            return "front"
+        if engines and all(digest == self.policy.digest for digest in engines):
+            return "engine"
+        why = (
+            "the engine runs another policy" if engines else "the engine runs no logits processors"
+        )
+        if wanted == "engine":
+            raise ConfigError(f"encoder.place is engine, but {why}; use auto or front")
+        logger.warning("vauban screens in the API server: %s", why)
+        return "front"
+
+    def _load_encoder(self) -> ScreenQueue:
+        import torch
+
+        from vauban.detectors.encoder import Encoder
+
+        wanted = self.policy.encoder.device
+        device = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        started = time.perf_counter()
+        encoder = Encoder.load(self.policy.encoder, device)
+        logger.info(
+            "vauban's encoder loaded in %.1f s on %s", time.perf_counter() - started, device
+        )
+        return ScreenQueue(encoder.encode, self.policy.encoder.queue_tokens)
+
+    def _make_framer(self, state: State) -> Framer:
+        def render(messages: Sequence[Mapping[str, str]]) -> str:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [dict(message) for message in messages],
+                    chat_template=getattr(state.online_renderer, "chat_template", None),
+                    tokenize=False,
+                    add_generation_prompt=True,
+                )
+            )
+
+        def count(text: str) -> int:
+            return len(self.encode(text))
+
+        has_template = getattr(state.online_renderer, "chat_template", None) or getattr(
+            self.tokenizer, "chat_template", None
+        )
+        found = probe_template(render, count) if has_template else TemplateCapabilities()
+        inline = TemplateCapabilities(
+            system=found.system, system_overhead_tokens=found.system_overhead_tokens
+        )
+        sandwich = self.policy.sandwich
+        return Framer(Sandwich(sandwich, found, count), Sandwich(sandwich, inline, count))
+
+
+def _special_tokens(tokenizer: Any) -> list[str]:
+    """The served tokenizer's special tokens, as text."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {str(token) for token in added.values() if getattr(token, "special", True)}
+    return sorted(special | set(getattr(tokenizer, "all_special_tokens", [])))

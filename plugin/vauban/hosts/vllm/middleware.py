@@ -1,0 +1,168 @@
+"""The front half: a pure ASGI middleware in vLLM's API server.
+
+For every request: find its route (or refuse it), find out who calls, read and clean the body,
+frame it, seal a mark for the engine half, and pass it on. The answer is held until the verdict
+has arrived and is dropped, and the engine's request aborted, when that says block.
+
+Installed by the endpoint plugin (`VLLM_PLUGINS=vauban`) or by
+`--middleware vauban.hosts.vllm.middleware.GuardMiddleware`; installed twice, the inner one steps
+aside.
+
+Covers: HTTP. Does not cover: websockets (refused), gRPC (`--grpc`, a server of its own in vLLM
+that has no middleware; the engine half still screens there).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from vauban.access.scopes import allows
+from vauban.errors import (
+    Forbidden,
+    MalformedRequest,
+    Overloaded,
+    RequestError,
+    RequestTooLarge,
+    RouteRefused,
+)
+from vauban.hosts.vllm.answers import error_answer
+from vauban.hosts.vllm.exchange import REQUEST_ID_HEADER, Exchange, send_answer
+from vauban.hosts.vllm.front import Front
+from vauban.hosts.vllm.routes import Kind, Route, Shape
+from vauban.types import Principal
+
+Message = MutableMapping[str, Any]
+
+_SEEN = "vauban.guarded"
+
+
+class GuardMiddleware:
+    """Wraps vLLM's application. Settings are read when the server starts up, from its state.
+
+    :param app: the application inside.
+    :param front: made by the endpoint plugin; without it (`--middleware`) the state of the
+        application is used at the first request of the lifespan.
+    """
+
+    def __init__(self, app: ASGIApp, front: Front | None = None) -> None:
+        self._app = app
+        self._front = front or Front()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+        elif scope["type"] == "http" and not scope.get(_SEEN):
+            scope[_SEEN] = True
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket" and not scope.get(_SEEN):
+            await send({"type": "websocket.close", "code": 1008, "reason": "route refused"})
+        else:
+            await self._app(scope, receive, send)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                self._front.open(scope["app"].state)  # raises: the server does not start
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        finally:
+            self._front.close()
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = self._front.new_request_id()
+        shape = Shape.CHAT
+        try:
+            route, path = self._route(scope)
+            if route is None:  # a CORS preflight of an open route
+                await self._app(scope, receive, send)
+                return
+            shape = route.shape
+            principal = self._authorise(scope, route)
+            if route.kind is Kind.PASSED:
+                await self._app(scope, receive, send)
+                return
+            with self._slot():
+                raw = await self._read(scope, receive)
+                exchange = Exchange(self._front, route, path, principal, request_id, raw)
+                shape = exchange.shape
+                await exchange.serve(self._app, scope, receive, send)
+        except RequestError as error:
+            self._front.record_refusal(error, scope.get("path", ""), request_id)
+            answer = error_answer(error, shape, request_id)
+            await send_answer(send, answer, {REQUEST_ID_HEADER: request_id})
+
+    def _route(self, scope: Scope) -> tuple[Route | None, str]:
+        path: str = scope["path"]
+        root = scope.get("root_path", "")
+        if root and path.startswith(root):
+            path = path[len(root) :] or "/"
+        method = scope["method"]
+        if method == "OPTIONS":
+            headers = Headers(scope=scope)
+            wanted = headers.get("access-control-request-method", "")
+            if "origin" in headers and self._front.routes.find(wanted, path) is not None:
+                return None, path
+        route = self._front.routes.find(method, path)
+        if route is None:
+            raise RouteRefused("this route is not open on this server")
+        return route, path
+
+    def _authorise(self, scope: Scope, route: Route) -> Principal:
+        headers = Headers(scope=scope)
+        client = scope.get("client")
+        if route.group is None:
+            return self._front.nobody
+        principal = self._front.identity.authenticate(
+            authorization=headers.get("authorization"),
+            api_key=headers.get("x-api-key"),
+            client_host=client[0] if client else None,
+        )
+        if not allows(principal.scopes, group=route.group):
+            raise Forbidden(f"the credential lacks the scope {route.group}")
+        self._front.identity.admit(principal)
+        return principal
+
+    @contextlib.contextmanager
+    def _slot(self) -> Iterator[None]:
+        """One of the requests that may be in flight."""
+        front = self._front
+        if front.in_flight >= front.policy.limits.max_in_flight:
+            raise Overloaded("too many requests are being served; try again")
+        front.in_flight += 1
+        front.metrics.in_flight.inc()
+        try:
+            yield
+        finally:
+            front.in_flight -= 1
+            front.metrics.in_flight.dec()
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        """The whole body, refused as soon as it is known to be too large."""
+        limit = self._front.policy.limits.max_body_bytes
+        too_large = RequestTooLarge(f"the body is over {limit} bytes")
+        headers = Headers(scope=scope)
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise MalformedRequest("compressed bodies are not taken")
+        declared = headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > limit:
+            raise too_large
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise MalformedRequest("the client left before the body was complete")
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > limit:
+                raise too_large
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return b"".join(chunks)

@@ -1,0 +1,153 @@
+"""Which routes of vLLM are open, and how each is served. A route not in here is refused.
+
+The table is compared with what a live server lists by a test, so that a route that a new vLLM
+version brings is noticed and decided on, not served by accident.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vauban.policy import RoutesPolicy
+
+
+class Kind(StrEnum):
+    """How a route is served."""
+
+    GUARDED = "guarded"
+    """Its text reaches a model: read, cleaned, screened."""
+    BOUNDED = "bounded"
+    """Takes text but runs no model (token counts): identity and size limits only."""
+    PASSED = "passed"
+    """Takes no text: identity only, or nothing at all."""
+
+
+class Shape(StrEnum):
+    """The protocol of a guarded route: where operator text goes and what a refusal looks like."""
+
+    CHAT = "chat"
+    COMPLETION = "completion"
+    RESPONSES = "responses"
+    ANTHROPIC = "anthropic"
+    TOKENS = "tokens"
+    POOLING = "pooling"
+    ANY = "any"
+    """SageMaker's /invocations: the shape is read from the body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`group`: the scope that opens it; None = open to everybody. `generates`: it runs the engine
+    with logits, so the engine half can screen; otherwise the front does."""
+
+    kind: Kind
+    group: str | None
+    shape: Shape = Shape.CHAT
+    generates: bool = False
+
+
+def _guarded(group: str, shape: Shape, *, generates: bool = True) -> Route:
+    return Route(Kind.GUARDED, group, shape, generates)
+
+
+_POOLING = _guarded("pooling", Shape.POOLING, generates=False)
+_EMBEDDINGS = _guarded("embeddings", Shape.POOLING, generates=False)
+_COUNTS = Route(Kind.BOUNDED, "tokenize")
+_STATUS = Route(Kind.PASSED, "status")
+_OPEN = Route(Kind.PASSED, None)
+
+_TABLE: dict[tuple[str, str], Route] = {
+    ("POST", "/v1/chat/completions"): _guarded("chat", Shape.CHAT),
+    ("POST", "/v1/chat/completions/batch"): _guarded("chat", Shape.CHAT),
+    ("POST", "/v1/completions"): _guarded("completions", Shape.COMPLETION),
+    ("POST", "/v1/responses"): _guarded("responses", Shape.RESPONSES),
+    ("POST", "/v1/messages"): _guarded("messages", Shape.ANTHROPIC),
+    ("POST", "/inference/v1/generate"): _guarded("generate", Shape.TOKENS),
+    ("POST", "/invocations"): _guarded("generate", Shape.ANY),
+    ("POST", "/v1/embeddings"): _EMBEDDINGS,
+    ("POST", "/v2/embed"): _EMBEDDINGS,
+    ("POST", "/pooling"): _POOLING,
+    ("POST", "/classify"): _POOLING,
+    ("POST", "/score"): _POOLING,
+    ("POST", "/v1/score"): _POOLING,
+    ("POST", "/rerank"): _POOLING,
+    ("POST", "/v1/rerank"): _POOLING,
+    ("POST", "/v2/rerank"): _POOLING,
+    ("POST", "/tokenize"): _COUNTS,
+    ("POST", "/detokenize"): _COUNTS,
+    ("POST", "/v1/messages/count_tokens"): _COUNTS,
+    ("POST", "/v1/chat/completions/render"): _COUNTS,
+    ("POST", "/v1/completions/render"): _COUNTS,
+    ("POST", "/v1/responses/render"): _COUNTS,
+    ("POST", "/v1/messages/render"): _COUNTS,
+    ("POST", "/v1/chat/completions/derender"): _COUNTS,
+    ("POST", "/v1/completions/derender"): _COUNTS,
+    ("GET", "/v1/responses/{response_id}"): Route(Kind.PASSED, "responses"),
+    ("POST", "/v1/responses/{response_id}/cancel"): Route(Kind.PASSED, "responses"),
+    ("GET", "/v1/models"): Route(Kind.PASSED, "models"),
+    ("GET", "/health"): _OPEN,
+    ("GET", "/ping"): _OPEN,
+    ("POST", "/ping"): _OPEN,
+    ("GET", "/version"): _STATUS,
+    ("GET", "/load"): _STATUS,
+    ("GET", "/metrics"): Route(Kind.PASSED, "metrics"),
+}
+
+_DOCS = ("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
+
+REFUSED: frozenset[tuple[str, str]] = frozenset(
+    {
+        # Change or expose the server itself.
+        ("POST", "/scale_elastic_ep"),
+        ("POST", "/is_scaling_elastic_ep"),
+        ("POST", "/inference/v1/abort_requests"),
+        ("GET", "/kv_event_sources"),
+        # Answer from the model through sampling parameters that no mark can travel in.
+        ("POST", "/v1/systemone"),
+        ("POST", "/generative_scoring"),
+        ("POST", "/cohere/v2/chat"),
+    }
+)
+"""Routes that vLLM has and vauban refuses on purpose (a route in no table is refused as well)."""
+
+
+class RouteTable:
+    """Finds the route of a request; None = refused."""
+
+    def __init__(self, policy: RoutesPolicy) -> None:
+        self._exact = {key: route for key, route in _TABLE.items() if "{" not in key[1]}
+        if policy.metrics_without_key:
+            self._exact["GET", "/metrics"] = _OPEN
+        if policy.docs:
+            self._exact |= {("GET", path): _STATUS for path in _DOCS}
+        self._patterns = [
+            (method, tuple(path.split("/")), route)
+            for (method, path), route in _TABLE.items()
+            if "{" in path
+        ]
+
+    def find(self, method: str, path: str) -> Route | None:
+        """:param path: as the server decoded it, without the root path."""
+        method = "GET" if method == "HEAD" else method
+        route = self._exact.get((method, path))
+        if route is not None:
+            return route
+        parts = tuple(path.split("/"))
+        for known, pattern, candidate in self._patterns:
+            if known == method and _matches(pattern, parts):
+                return candidate
+        return None
+
+
+def _matches(pattern: tuple[str, ...], parts: tuple[str, ...]) -> bool:
+    return len(pattern) == len(parts) and all(
+        bool(part) if expected.startswith("{") else expected == part
+        for expected, part in zip(pattern, parts, strict=True)
+    )
+
+
+def known_routes() -> frozenset[tuple[str, str]]:
+    """Every (method, path template) that vauban has decided on, open or refused."""
+    docs = {("GET", path) for path in _DOCS}
+    return frozenset(_TABLE) | REFUSED | docs

@@ -1,0 +1,66 @@
+"""What the processes of one server share: a secret and a private directory.
+
+Made once by the first process that loads vauban and inherited through the environment by the
+engine and by further API servers, which vLLM starts as its children.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from vauban.errors import ConfigError
+from vauban.hosts.vllm.mark import Sealer
+
+SECRET_VARIABLE = "VAUBAN_SECRET"  # noqa: S105 - the name of the variable, not the secret
+DIRECTORY_VARIABLE = "VAUBAN_RUNTIME_DIR"
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    sealer: Sealer
+    directory: Path
+
+
+def open_runtime() -> Runtime:
+    """The runtime of this server; made now if no parent process made it. Idempotent.
+
+    :raises ConfigError: the inherited secret is malformed or the directory is not private.
+    """
+    if SECRET_VARIABLE not in os.environ:
+        os.environ[SECRET_VARIABLE] = secrets.token_hex(32)
+    if DIRECTORY_VARIABLE not in os.environ:
+        made = tempfile.mkdtemp(prefix="vauban-")  # mode 0700
+        os.environ[DIRECTORY_VARIABLE] = made
+        atexit.register(_remove, made, os.getpid())
+    try:
+        secret = bytes.fromhex(os.environ[SECRET_VARIABLE])
+        sealer = Sealer(secret)
+    except ValueError:
+        raise ConfigError(
+            f"{SECRET_VARIABLE} must be at least 32 hexadecimal digits, the same in every process"
+            " of one server; unset it to have one made"
+        ) from None
+    return Runtime(sealer, _private(Path(os.environ[DIRECTORY_VARIABLE])))
+
+
+def _private(directory: Path) -> Path:
+    try:
+        status = directory.stat()
+    except OSError as error:
+        raise ConfigError(f"{DIRECTORY_VARIABLE}: {directory}: {error.strerror}") from None
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise ConfigError(
+            f"{DIRECTORY_VARIABLE}: {directory} must belong to this user with mode 0700"
+        )
+    return directory
+
+
+def _remove(directory: str, owner: int) -> None:
+    if os.getpid() == owner:  # not in forked children
+        shutil.rmtree(directory, ignore_errors=True)

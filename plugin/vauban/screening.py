@@ -1,0 +1,103 @@
+"""A bounded queue in front of the encoder: whatever is waiting is encoded as one batch."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vauban.detectors.windows import Windows
+from vauban.guard import encode_each
+from vauban.types import Reason
+
+if TYPE_CHECKING:
+    from vauban.detectors.encoder import Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Screened:
+    """The outcome for one request, and what it cost.
+
+    `batch` is how many requests shared the forward pass; `queue_ms` the wait before it,
+    `encode_ms` the pass itself.
+    """
+
+    outcome: Encoded | Reason
+    batch: int = 1
+    queue_ms: float = 0.0
+    encode_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    windows: Windows
+    done: Future[Screened]
+    since: float
+
+
+class ScreenQueue:
+    """Encodes on its own thread. All that waits when the thread is free goes into one batch.
+
+    :param encode: `Encoder.encode`.
+    :param max_tokens: tokens that may wait; a request over that is answered at once with
+        `Reason.SCREEN_OVERLOADED`. A single request is always taken when nothing waits.
+    """
+
+    def __init__(
+        self, encode: Callable[[Sequence[Windows]], Sequence[Encoded]], max_tokens: int
+    ) -> None:
+        self._encode = encode
+        self._max_tokens = max_tokens
+        self._waiting: deque[_Waiting] = deque()
+        self._tokens = 0
+        self._closed = False
+        self._wake = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="vauban-encoder", daemon=True)
+        self._thread.start()
+
+    def submit(self, batch: Sequence[Windows]) -> list[Future[Screened]]:
+        """Queue requests together. The futures never fail; a failure is an outcome."""
+        futures: list[Future[Screened]] = [Future() for _ in batch]
+        now = time.perf_counter()
+        with self._wake:
+            for windows, future in zip(batch, futures, strict=True):
+                tokens = windows.tokens
+                if self._closed or (self._waiting and self._tokens + tokens > self._max_tokens):
+                    future.set_result(Screened(Reason.SCREEN_OVERLOADED))
+                    continue
+                self._tokens += tokens
+                self._waiting.append(_Waiting(windows, future, now))
+            self._wake.notify()
+        return futures
+
+    def close(self) -> None:
+        """Stop taking requests; those that wait are still answered."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._waiting and not self._closed:
+                    self._wake.wait()
+                if not self._waiting:
+                    return
+                waiting = list(self._waiting)
+                self._waiting.clear()
+                self._tokens = 0
+            # A client that left while waiting has cancelled its future: don't encode for it.
+            if batch := [w for w in waiting if w.done.set_running_or_notify_cancel()]:
+                self._answer(batch)
+
+    def _answer(self, batch: Sequence[_Waiting]) -> None:
+        started = time.perf_counter()
+        outcomes = encode_each(self._encode, [item.windows for item in batch])
+        encode_ms = (time.perf_counter() - started) * 1000
+        for item, outcome in zip(batch, outcomes, strict=True):
+            queue_ms = (started - item.since) * 1000
+            item.done.set_result(Screened(outcome, len(batch), queue_ms, encode_ms))

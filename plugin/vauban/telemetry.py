@@ -1,0 +1,161 @@
+"""Metrics and audit events. Ids, counts, scores and reasons; never text, keys or arguments."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import IO, Any
+
+import structlog
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from vauban.errors import ConfigError
+from vauban.policy import AuditPolicy
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One decision as it is audited and counted. Times in milliseconds.
+
+    `front_ms`: reading, cleaning, framing and sealing in the API server. `hold_ms`: how long an
+    answer that was ready waited for its verdict. `queue_ms` and `encode_ms`: in the encoder,
+    beside the main model's own work. `chars`: characters of untrusted text.
+    """
+
+    request_id: str
+    principal: str
+    route: str
+    action: str
+    proposed: str
+    reason: str
+    policy: str
+    score: float | None = None
+    chars: int = 0
+    segments: int = 0
+    tokens: int = 0
+    batch: int = 0
+    front_ms: float = 0.0
+    hold_ms: float = 0.0
+    queue_ms: float = 0.0
+    encode_ms: float = 0.0
+    findings: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def added_ms(self) -> float:
+        """What the guard added to the time to first token, at most."""
+        return self.front_ms + max(self.hold_ms, self.queue_ms + self.encode_ms)
+
+
+class Metrics:
+    """Prometheus metrics of one process."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.requests = Counter(
+            "vauban_requests", "Decisions.", ("route", "action", "reason"), registry=registry
+        )
+        self.refused = Counter(
+            "vauban_refused", "Requests refused before screening.", ("code",), registry=registry
+        )
+        self.failures = Counter(
+            "vauban_screening_failures",
+            "Requests that could not be screened.",
+            ("reason",),
+            registry=registry,
+        )
+        self.score = Histogram(
+            "vauban_injection_score",
+            "Calibrated injection score.",
+            registry=registry,
+            buckets=(0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0),
+        )
+        self.batch = Histogram(
+            "vauban_encoder_batch_size",
+            "Requests that shared an encoder pass, per request.",
+            registry=registry,
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+        )
+        self.encode = Histogram(
+            "vauban_encoder_seconds",
+            "Encoder pass a request took part in.",
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.queue = Histogram(
+            "vauban_encoder_queue_seconds",
+            "Wait for the encoder.",
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.front = Histogram(
+            "vauban_front_seconds",
+            "Reading, cleaning and framing a request.",
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.in_flight = Gauge(
+            "vauban_in_flight", "Guarded requests being served.", registry=registry,
+            multiprocess_mode="livesum",
+        )  # fmt: skip
+
+    def observe(self, decision: Decision) -> None:
+        self.requests.labels(decision.route, decision.action, decision.reason).inc()
+        self.front.observe(decision.front_ms / 1000)
+        if decision.score is not None:
+            self.score.observe(decision.score)
+        if decision.reason.startswith(("screen_", "unread")):
+            self.failures.labels(decision.reason).inc()
+        if decision.batch:
+            self.batch.observe(decision.batch)
+            self.encode.observe(decision.encode_ms / 1000)
+            self.queue.observe(decision.queue_ms / 1000)
+
+
+@cache
+def process_metrics() -> Metrics:
+    """The metrics of this process; Prometheus allows each name once in a registry."""
+    return Metrics()
+
+
+class AuditLog:
+    """One JSON line per event.
+
+    :raises ConfigError: the file can't be opened for appending.
+    """
+
+    def __init__(self, policy: AuditPolicy) -> None:
+        self._stream: IO[str] | None = None
+        if policy.log == "stdout":
+            self._stream = sys.stdout
+        elif policy.log != "off":
+            try:
+                self._stream = open(policy.log, "a", encoding="utf-8")  # noqa: SIM115, PTH123
+            except OSError as error:
+                raise ConfigError(f"audit.log: {policy.log}: {error.strerror}") from None
+        self._log = (
+            structlog.wrap_logger(
+                structlog.WriteLogger(self._stream),
+                processors=[
+                    structlog.processors.TimeStamper(fmt="iso", utc=True),
+                    structlog.processors.JSONRenderer(),
+                ],
+                cache_logger_on_first_use=True,
+            )
+            if self._stream is not None
+            else None
+        )
+
+    def decision(self, decision: Decision) -> None:
+        if self._log is not None:
+            fields = {
+                name: round(value, 4) if isinstance(value, float) else value
+                for name, value in asdict(decision).items()
+            }
+            fields["findings"] = dict(decision.findings)
+            self._log.info("decision", **fields)
+
+    def refused(self, **fields: Any) -> None:
+        if self._log is not None:
+            self._log.info("refused", **fields)

@@ -1,0 +1,270 @@
+"""The detector's copy: disguises of plain words undone.
+
+`fold_characters` is NFKC, look-alike letters (UTS #39 data) and diacritics that no longer belong
+to a letter. `fold_words` joins s p a c e d letters and undoes l33t. Both leave ordinary text of
+any language (almost) as it is: look-alikes are folded inside a word that mixes scripts, and
+words made of look-alikes only where they outnumber true words of that script; leetspeak where the
+result is a known word, or where a large part of the words is written so. Letter case stays.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from functools import cache
+
+import regex
+from confusable_homoglyphs.confusables import confusables_data
+
+from vauban.text.unicode_clean import GENERAL_MARKS
+from vauban.text.words import VOCABULARY
+
+# --- characters ------------------------------------------------------------------------------
+
+# Scripts whose words are not set apart by spaces would be mixed with Latin in ordinary text.
+_UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Bopomofo}\p{Thai}\p{Lao}"
+                          r"\p{Khmer}\p{Myanmar}\p{Tibetan}]")  # fmt: skip
+_ORDINARY_LATIN = range(0xC0, 0x250)  # letters of European alphabets, not disguises
+_SMALL_CAPITALS = (range(0x250, 0x2B0), range(0x1D00, 0x1D80), range(0xA720, 0xA800))
+# One character, 18 after NFKC: a formula of honour that would multiply the detector's work.
+_LONG_LIGATURES = {0xFDFA: " ", 0xFDFB: " "}
+_SPACES = {0x1680: " ", 0x2028: "\n", 0x2029: "\n", 0x2800: " "}
+_TURKISH = re.compile("[ğşİĞŞə]")
+_INVISIBLE = regex.compile(rf"[\p{{Cf}}\p{{Variation_Selector}}\u034f{GENERAL_MARKS}]+", regex.V1)
+_PILE = re.compile(f"[{GENERAL_MARKS}]{{3,}}")  # no letter of a living language has three
+_WORD = re.compile(r"\w+")
+_ASCII_LETTER = re.compile("[A-Za-z]")
+_FOREIGN_LETTER = regex.compile(r"[\p{L}--\p{Latin}]", regex.V1)
+
+
+def _latin_look_alike(char: str, targets: list[str]) -> str | None:
+    same = str.isalpha if char.isalpha() else str.isalnum
+    target = next((t for t in targets if len(t) == 1 and t.isascii() and same(t)), None)
+    if target is None or _UNSPACED.match(char) or ord(char) in _ORDINARY_LATIN:
+        return None
+    # UTS #39 writes every vertical stroke as "l"; a capital one is read as "I".
+    return "I" if target == "l" and char.isupper() else target
+
+
+@cache
+def _plain_table() -> dict[int, str]:
+    """Blanks, and the enclosed letters that NFKC leaves: (negative) circles, squares, flags."""
+    blocks = (0x1F150, 0x1F170, 0x1F1E6)
+    return _SPACES | {start + n: chr(ord("A") + n) for start in blocks for n in range(26)}
+
+
+@cache
+def _look_alikes() -> dict[int, str]:
+    """Code point to ASCII letter or digit. About 1,700 entries, read once."""
+    table: dict[int, str] = {}
+    for block in _SMALL_CAPITALS:
+        for code in block:
+            name = unicodedata.name(chr(code), "")
+            letter = re.fullmatch("LATIN LETTER SMALL CAPITAL ([A-Z])", name)
+            if letter:
+                table[code] = letter[1].lower()
+    for char, others in confusables_data.items():
+        if len(char) == 1 and not char.isascii():
+            target = _latin_look_alike(char, [other["c"].strip("\u200e") for other in others])
+            if target:
+                table.setdefault(ord(char), target)
+    # Letters whose prototype is no ASCII letter in the data, but whose look is one.
+    table |= {ord(a): b for a, b in zip("τТтКкМмНнВвпгтκηωΤ", "tTtKkMmHhBbnrtknwT", strict=True)}
+    return table
+
+
+def _fold_look_alikes(text: str) -> tuple[str, int]:
+    table = _look_alikes()
+    mixed: dict[str, str] = {}
+    whole: dict[str, str] = {}
+    foreign = 0
+    for word in set(_WORD.findall(text)):
+        if word.isascii():
+            continue
+        folded = word.translate(table)
+        latin = len(_ASCII_LETTER.findall(word))
+        if folded != word and latin and (folded.isascii() or latin * 2 >= len(word)):
+            mixed[word] = folded
+        elif folded != word and folded.isascii():
+            whole[word] = folded
+        elif _FOREIGN_LETTER.search(word):
+            foreign += 1
+    if len(whole) > foreign:
+        mixed |= whole
+    if not mixed:
+        return text, 0
+    count = 0
+
+    def fold(match: re.Match[str]) -> str:
+        nonlocal count
+        word = match.group()
+        if word in mixed:
+            count += 1
+            return mixed[word]
+        return word
+
+    return _WORD.sub(fold, text), count
+
+
+def fold_characters(text: str) -> tuple[str, int]:
+    """NFKC, invisible rest and loose diacritics off, look-alikes to Latin.
+
+    Expects a cleaned text: NFKC sorts piles of marks in quadratic time, and cleaning cuts them.
+    Returns the text and the number of words with look-alikes.
+    """
+    if text.isascii():
+        return text, 0
+    text = _PILE.sub("", text).translate(_LONG_LIGATURES)
+    text = unicodedata.normalize("NFKC", text)
+    text = _INVISIBLE.sub("", text).translate(_plain_table())
+    if "ı" in text and not _TURKISH.search(text):
+        text = text.replace("ı", "i")
+    return (text, 0) if text.isascii() else _fold_look_alikes(text)
+
+
+# --- words -----------------------------------------------------------------------------------
+
+# The first pattern of each pair starts with a rare character, so that the search in plain text is
+# fast; the second one takes the whole run.
+_SPACED_HINT = re.compile(r"[ \n\t]\S[ \n\t]{1,7}\S[ \n\t]")
+_SPACED = re.compile(r"(?<!\S)\S(?:[ \n\t]{1,7}\S(?!\S)){3,}")
+_DOTTED_HINT = re.compile(r"[._*~|·•/-]\w[._*~|·•/-]\w[._*~|·•/-]")
+_DOTTED = re.compile(r"(?<![^\W_])[^\W_](?:(?:[._*~|·•/-]| {1,7})[^\W_](?![^\W_])){3,}")
+_SEPARATOR = re.compile(r"[ \n\t]+|[._*~|·•/-]")
+_SEPARATORS = re.compile(rf"({_SEPARATOR.pattern})")
+_MIN_LETTERS = 5
+_MIN_LETTER_SHARE = 0.75
+_SEGMENT_MIN_CHARS = 10
+_LONGEST_WORD = 12
+
+
+def _split_words(joined: str) -> str:
+    """Blanks put back into "ignoreallrules", if known words make up most of it.
+
+    The split that covers the most, long words first: the sum of squared word lengths is maximal.
+    """
+    lower = joined.lower()
+    best = [0] * (len(lower) + 1)
+    size_at = [1] * (len(lower) + 1)
+    for end in range(1, len(lower) + 1):
+        best[end] = best[end - 1]
+        for size in range(2, min(_LONGEST_WORD, end) + 1):
+            score = best[end - size] + size * size
+            if score > best[end] and lower[end - size : end] in VOCABULARY:
+                best[end], size_at[end] = score, size
+    words: list[str] = []
+    known = 0
+    end = len(joined)
+    loose = ""
+    while end:
+        size = size_at[end]
+        part, end = joined[end - size : end], end - size
+        if size == 1:
+            loose = part + loose
+            continue
+        known += size
+        words += [loose, part] if loose else [part]
+        loose = ""
+    words += [loose] if loose else []
+    return " ".join(reversed(words)) if known >= _MIN_LETTER_SHARE * len(joined) else joined
+
+
+def _join(match: re.Match[str]) -> str:
+    run = match.group()
+    gaps = Counter(gap.group() for gap in _SEPARATOR.finditer(run, 1))
+    spaced = run[1].isspace()
+    # What stands between the letters; any other gap is between words.
+    between = min(gaps, key=len) if spaced else run[1]
+    letters = sum(map(str.isalpha, run))
+    others = len(run) - sum(len(gap) * n for gap, n in gaps.items()) - letters
+    # Sums, tables of digits and rulers are not words.
+    few = letters < _MIN_LETTERS or letters < _MIN_LETTER_SHARE * (letters + others)
+    if few or gaps[between] * 2 < gaps.total():
+        return run
+    words = "".join(
+        "" if part == between else " " if _SEPARATOR.fullmatch(part) else part
+        for part in _SEPARATORS.split(run)
+    ).split(" ")
+    return " ".join(_split_words(w) if len(w) >= _SEGMENT_MIN_CHARS else w for w in words)
+
+
+def join_spaced(text: str) -> tuple[str, int]:
+    """Letters set apart by blanks or one delimiter joined; wider gaps become word boundaries."""
+    runs = 0
+    for hint, pattern in ((_SPACED_HINT, _SPACED), (_DOTTED_HINT, _DOTTED)):
+        if hint.search(text) is None:
+            continue
+        joined, _ = pattern.subn(_join, text)
+        runs += joined != text
+        text = joined
+    return text, runs
+
+
+_LEET = str.maketrans("0134578@$!", "oieastbasi")
+_LEET_L = str.maketrans("0134578@$!", "oleastbasi")
+_LEET_HINT = re.compile(r"[0134578@$!][A-Za-z]")
+_LEET_WORD = re.compile(r"(?<![\w@$!])[A-Za-z0134578@$!]{1,24}(?![\w@${(])")
+_LEET_SIGN = re.compile("[013457@$!]")
+_LEET_INSIDE = re.compile("[A-Za-z][013457]+[A-Za-z]")
+_NOT_LEET = re.compile("[0-9]*(?:1st|2nd|3rd|[0-9]th)", re.IGNORECASE)
+_HEX_WORD = re.compile(r"(?:0[xX])?[0-9a-fA-F]+")
+_LEET_SHARE = 0.2
+_MIN_LEET_WORDS = 3
+
+
+def _unleet(word: str) -> str:
+    """The likeliest reading of `word`; "1" is "i" unless only "l" makes a known word."""
+    word, tail = (word.rstrip("!"), "!" * (len(word) - len(word.rstrip("!"))))
+    read = word.translate(_LEET)
+    other = word.translate(_LEET_L)
+    if read.lower() not in VOCABULARY and other.lower() in VOCABULARY:
+        read = other
+    return read + tail
+
+
+def _is_leet(word: str) -> bool:
+    """A digit inside one case's letters, or any disguise of a known word; "1st", "0x1f", "mp3",
+    "$name" and camelCase are none."""
+    bare = word.rstrip("!")
+    if not _LEET_SIGN.search(bare) or not any(map(str.isalpha, bare)) or _NOT_LEET.fullmatch(bare):
+        return False
+    if len(bare) > 2 and _unleet(bare).lower() in VOCABULARY:
+        return True
+    one_case = bare.islower() or bare.isupper() or bare[1:].islower()
+    return one_case and _LEET_INSIDE.search(bare) is not None and not _HEX_WORD.fullmatch(bare)
+
+
+def undo_leet(text: str) -> tuple[str, int]:
+    """Leetspeak undone; returns the text and the number of words changed."""
+    if _LEET_HINT.search(text) is None:
+        return text, 0
+    words = _LEET_WORD.findall(text)
+    written = [word for word in words if _is_leet(word)]
+    if not written:
+        return text, 0
+    known = {word: _unleet(word) for word in set(written)}
+    if len(written) >= max(_MIN_LEET_WORDS, _LEET_SHARE * len(words)):
+        # So much of it means that the short ones ("m3", "15") are words as well.
+        others = {word: _unleet(word) for word in set(words) if _LEET_SIGN.search(word)}
+        known |= {w: read for w, read in others.items() if read.lower() in VOCABULARY | {"a", "i"}}
+    else:
+        known = {w: read for w, read in known.items() if read.lower() in VOCABULARY}
+    count = 0
+
+    def read(match: re.Match[str]) -> str:
+        nonlocal count
+        word = match.group()
+        if word in known:
+            count += 1
+            return known[word]
+        return word
+
+    return (_LEET_WORD.sub(read, text), count) if known else (text, 0)
+
+
+def fold_words(text: str) -> tuple[str, Counter[str]]:
+    """Spaced-out letters joined and leetspeak undone, with counts of both."""
+    text, spaced = join_spaced(text)
+    text, leet = undo_leet(text)
+    return text, +Counter(spaced_letters=spaced, leet=leet)

@@ -1,0 +1,37 @@
+"""Words that tell a disguised sentence from noise.
+
+Leetspeak, rot13 and reversal are undone only where the result reads like language: a wrong guess
+costs the detector a segment of garbage. Function words make almost half of running text, and the
+second list is what an instruction to a model can hardly do without. Latin-script languages only.
+"""
+
+from __future__ import annotations
+
+_FUNCTION_WORDS = """
+the of and to in is you that it he was for on are as with his they be at one have this from
+had by not but what all were when we there can an your which their said if do will each about
+how up out them then she many some so these would other into has more her two like him time no
+make than been its who now my made over did down only way find use may any me our just after
+also us know most where does should could because why such here must being between before never
+every always please without while until or am under both those off very
+und der das nicht ist ein eine mit auf sich auch von den dem sie wie
+les des est dans pour que qui pas vous une sur avec por para como los las del una con
+"""
+
+_INSTRUCTION_WORDS = """
+ignore ignoring disregard forget override bypass previous prior above earlier following below
+instruction instructions instruct rule rules system prompt prompts message messages reveal show
+print output repeat say tell write give send secret secrets password passwords passphrase key
+keys token tokens credential credentials api hidden confidential private developer mode admin
+administrator root user assistant model jailbreak jailbroken unrestricted restriction
+restrictions filter filters safety policy policies guideline guidelines content answer respond
+response question pretend act role roleplay character execute run command commands code shell
+delete file files email url link http https attack exploit hack hacker hacking malware weapon
+bomb drug drugs kill illegal translate decode encode base64 text word words sentence summary
+summarize instead new task start end begin stop important urgent attention note warning data
+information access account bank money transfer pay click download upload install open read
+context initial original full entire exactly first last next step steps explain describe help
+need want let get go come think question world hello good name person people
+"""
+
+VOCABULARY = frozenset(_FUNCTION_WORDS.split()) | frozenset(_INSTRUCTION_WORDS.split())

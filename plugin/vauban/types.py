@@ -1,0 +1,120 @@
+"""The words of the domain. Frozen, and free of tensors and of HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+
+class Origin(StrEnum):
+    """Who wrote a piece of text. Decided by identity and position, never by what a role claims."""
+
+    OPERATOR = "operator"
+    USER = "user"
+    TOOL = "tool"
+    DOCUMENT = "document"
+
+    @property
+    def trusted(self) -> bool:
+        return self is Origin.OPERATOR
+
+
+class Action(IntEnum):
+    """What to do with a request, ordered so that `max` is always the safe combination."""
+
+    ALLOW = 0
+    FLAG = 1
+    DEGRADE = 2
+    HOLD = 3
+    BLOCK = 4
+
+
+class Mode(StrEnum):
+    """How much a detector may do: act on its verdict, only report it, or not run at all."""
+
+    ENFORCE = "enforce"
+    MONITOR = "monitor"
+    OFF = "off"
+
+
+class Reason(StrEnum):
+    """Why a verdict is what it is. Shown to clients, in metrics and in audit events."""
+
+    CLEAN = "clean"
+    PROMPT_INJECTION = "prompt_injection"
+    SUSPICIOUS = "suspicious"
+    SCREEN_FAILED = "screen_failed"
+    SCREEN_TIMEOUT = "screen_timeout"
+    SCREEN_OVERLOADED = "screen_overloaded"
+    UNREAD_TEXT = "unread_text"
+    UNMARKED = "unmarked"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One piece of text of a request.
+
+    `path` is where it stands in the body, for example ``("messages", 2, "content", 0, "text")``.
+    """
+
+    text: str
+    origin: Origin
+    path: tuple[str | int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """What one detector found. `score` is in [0, 1], 1 = worst."""
+
+    detector: str
+    score: float
+    action: Action
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The combined decision about one request.
+
+    `action` is what is done; `proposed` is what enforce mode would have done (they differ in
+    monitor mode only). More evidence never lowers either.
+    """
+
+    action: Action
+    reason: Reason
+    proposed: Action
+    signals: tuple[Signal, ...] = ()
+
+    @property
+    def blocked(self) -> bool:
+        return self.action >= Action.BLOCK
+
+    @property
+    def score(self) -> float:
+        """The worst score of all signals, 0.0 when nothing was screened."""
+        return max((s.score for s in self.signals), default=0.0)
+
+
+class PrincipalKind(StrEnum):
+    ANONYMOUS = "anonymous"
+    KEY = "key"
+    JWT = "jwt"
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """Ceilings per minute; None = no ceiling."""
+
+    requests_per_min: int | None = None
+    tokens_per_min: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is calling. `id` is stable, unique, and safe to log (never the credential itself)."""
+
+    id: str
+    kind: PrincipalKind
+    scopes: frozenset[str] = field(default_factory=frozenset)
+    limit: RateLimit = field(default_factory=RateLimit)
