@@ -23,17 +23,27 @@ def _group() -> None:
 def injection(
     data: Annotated[Path, typer.Option(help="Directory of train, dev and dev_ood .jsonl.gz.")],
     out: Annotated[Path, typer.Option(help="Checkpoint directory; a broken-off run goes on.")],
+    init: Annotated[
+        Path | None, typer.Option(help="Checkpoint to go on from; default: the base model.")
+    ] = None,
     epochs: Annotated[float, typer.Option(min=0.01, max=100.0)] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     learning_rate: Annotated[float, typer.Option(min=0.0, max=1.0)] = 8e-5,
+    window_tokens: Annotated[int, typer.Option(min=16, max=512)] = 160,
 ) -> None:
     """Fine-tune the injection head and the upper layers, calibrate, write int8 weights."""
-    from vauban.training.base import load_base  # torch is heavy; --help stays quick
+    from vauban.training.base import load_start  # torch is heavy; --help stays quick
     from vauban.training.fit import FitConfig
     from vauban.training.run import train_injection
 
     console = Console(stderr=True)
-    config = FitConfig(epochs=epochs, seed=seed, learning_rate=learning_rate)
+    config = FitConfig(
+        epochs=epochs,
+        seed=seed,
+        learning_rate=learning_rate,
+        head_learning_rate=7.5 * learning_rate,
+        window_tokens=window_tokens,
+    )
     try:
         with _progress(console) as bars:
             tasks: dict[str, TaskID] = {}
@@ -43,7 +53,7 @@ def injection(
                     tasks[task] = bars.add_task(task, total=total, note="")
                 bars.update(tasks[task], completed=done, note=note)
 
-            final = train_injection(load_base(seed), data, out, config, track)
+            final = train_injection(load_start(seed, init=init), data, out, config, track)
     except VaubanError as error:
         console.print(f"[red]{error}[/red]", highlight=False)
         raise typer.Exit(2) from error

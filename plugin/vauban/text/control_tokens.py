@@ -13,7 +13,6 @@ before they match, and plain words such as "Human:".
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterable
 from itertools import chain
@@ -49,7 +48,7 @@ def _compatibility_map() -> dict[int, str]:
         (code, unicodedata.normalize("NFKC", chr(code)))
         for code in chain.from_iterable(_COMPATIBILITY_BLOCKS)
     )
-    return {code: char for code, char in pairs if len(char) == 1 and char.isascii()}
+    return {code: char for code, char in pairs if len(char) == 1 and "!" <= char <= "~"}
 
 
 class ControlTokens:
@@ -61,7 +60,7 @@ class ControlTokens:
 
     def __init__(self, tokens: Iterable[str]) -> None:
         self._compatible = _compatibility_map()
-        self._has_compatible = re.compile(f"[{''.join(map(chr, self._compatible))}]")
+        self._changed_chars = frozenset(map(chr, self._compatible))
         generic = regex.compile(_GENERIC)
         exact = {
             folded
@@ -89,7 +88,7 @@ class ControlTokens:
 
     def _breaks(self, text: str) -> list[int]:
         # One character for one: what is found in the folded copy stands at the same place in text.
-        plain = text.isascii() or self._has_compatible.search(text) is None
+        plain = text.isascii() or self._changed_chars.isdisjoint(frozenset(text))
         folded = text if plain else text.translate(self._compatible)
         if not any(char in folded for char in self._last_chars):
             return []

@@ -26,7 +26,7 @@ _PROSE = re.compile(r"[A-Za-z][A-Za-z ,.'!?:-]*")
 
 def _base64_text(span: str, min_digits: int = 8) -> str | None:
     digits = "".join(span.split()).rstrip("=")
-    if len(digits) < min_digits or _BASE64_HINT.search(digits) is None:
+    if len(digits) < min_digits or not digits.isascii():
         return None
     digits = digits.translate(_BASE64_URL)
     if len(digits) % 4 == 1:
@@ -39,6 +39,8 @@ def _base64_text(span: str, min_digits: int = 8) -> str | None:
 
 def _base64_candidates(span: str) -> Iterator[str]:
     """The span as a whole, then its lines, then what stands between slashes and dashes."""
+    if _BASE64_HINT.search(span) is None:
+        return
     whole = _base64_text(span)
     if whole is not None:
         yield whole
@@ -200,7 +202,9 @@ def escapes_spans(text: str) -> Iterator[str]:
             blanks += plain == " "
             continue
         letters += sum(char.isascii() and char.isalnum() for char in plain)
-        wide += sum(not char.isascii() and char.isalpha() for char in plain)
+        # Accented letters are ordinary in HTML one at a time.
+        if match.group()[0] != "&" or (found and found[-1][1] == match.start()):
+            wide += sum(not char.isascii() and char.isalpha() for char in plain)
         blanks += plain.count(" ")
         found.append((*match.span(), plain))
     # A line feed, a quote or an ampersand has to be escaped; a letter does not.

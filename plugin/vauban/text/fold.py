@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections import Counter
 from functools import cache
+from itertools import pairwise
 
 import regex
 from confusable_homoglyphs.confusables import confusables_data
@@ -136,7 +137,16 @@ _SEPARATORS = re.compile(rf"({_SEPARATOR.pattern})")
 _MIN_LETTERS = 5
 _MIN_LETTER_SHARE = 0.75
 _SEGMENT_MIN_CHARS = 10
-_LONGEST_WORD = 12
+
+
+@cache
+def _word_sizes() -> dict[str, frozenset[int]]:
+    """The lengths of known words by their last two letters."""
+    sizes: dict[str, set[int]] = {}
+    for word in VOCABULARY:
+        if len(word) > 1:
+            sizes.setdefault(word[-2:], set()).add(len(word))
+    return {ending: frozenset(found) for ending, found in sizes.items()}
 
 
 def _split_words(joined: str) -> str:
@@ -145,29 +155,27 @@ def _split_words(joined: str) -> str:
     The split that covers the most, long words first: the sum of squared word lengths is maximal.
     """
     lower = joined.lower()
+    sizes_by_ending = _word_sizes()
     best = [0] * (len(lower) + 1)
     size_at = [1] * (len(lower) + 1)
     for end in range(1, len(lower) + 1):
         best[end] = best[end - 1]
-        for size in range(2, min(_LONGEST_WORD, end) + 1):
-            score = best[end - size] + size * size
+        for size in sizes_by_ending.get(lower[end - 2 : end], ()):
+            score = best[end - size] + size * size if size <= end else 0
             if score > best[end] and lower[end - size : end] in VOCABULARY:
                 best[end], size_at[end] = score, size
-    words: list[str] = []
+    cuts = {len(joined)}
     known = 0
     end = len(joined)
-    loose = ""
     while end:
         size = size_at[end]
-        part, end = joined[end - size : end], end - size
-        if size == 1:
-            loose = part + loose
-            continue
-        known += size
-        words += [loose, part] if loose else [part]
-        loose = ""
-    words += [loose] if loose else []
-    return " ".join(reversed(words)) if known >= _MIN_LETTER_SHARE * len(joined) else joined
+        if size > 1:
+            known += size
+            cuts |= {end - size, end}
+        end -= size
+    if known < _MIN_LETTER_SHARE * len(joined):
+        return joined
+    return " ".join(joined[a:b] for a, b in pairwise(sorted(cuts | {0})))
 
 
 def _join(match: re.Match[str]) -> str:
@@ -220,7 +228,7 @@ def _unleet(word: str) -> str:
     other = word.translate(_LEET_L)
     if read.lower() not in VOCABULARY and other.lower() in VOCABULARY:
         read = other
-    return read + tail
+    return (read.upper() if word.isupper() else read) + tail
 
 
 def _is_leet(word: str) -> bool:

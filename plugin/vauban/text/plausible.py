@@ -16,8 +16,12 @@ _MIN_READABLE = 0.85
 _MAX_BAD = 0.1  # a few stray bytes must not hide the rest; random bytes have far more
 _SAMPLE_CHARS = 4096
 _SAMPLE_BYTES = 4096
-_LETTER = re.compile(r"[^\W\d_]")
-_READABLE = re.compile(r"[\w\s.,;:!?'\"()/<>{}\[\]=@#&*+|-]")
+_SURE_CHARS = 16
+_MIN_PRINTABLE = 0.95
+# Anything beyond ASCII that was valid UTF-8 is taken for a letter: random bytes hardly ever are.
+_LETTER = re.compile(r"[A-Za-z \x80-\U0010ffff]")
+_READABLE = re.compile(r"[\w\s.,;:!?'\"()/<>{}\[\]=@#&*+|\x80-\U0010ffff-]")
+_PRINTABLE = re.compile(r"[\s!-~]", re.ASCII)
 _BAD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]")
 _ENGLISH = re.compile(r"[a-z]{2,}")
 
@@ -27,7 +31,12 @@ def plausible(text: str) -> bool:
     sample = text.strip()[:_SAMPLE_CHARS]
     if len(sample) < _MIN_CHARS or len(_BAD.findall(sample)) > _MAX_BAD * len(sample):
         return False
-    letters = len(_LETTER.findall(sample)) + sample.count(" ")
+    # Sixteen printable bytes are no accident, whatever they say: another encoding, for example.
+    if len(sample) >= _SURE_CHARS:
+        printable = len(_PRINTABLE.findall(sample))
+        if printable >= _MIN_PRINTABLE * len(sample):
+            return True
+    letters = len(_LETTER.findall(sample))
     readable = len(_READABLE.findall(sample))
     return letters >= _MIN_LETTERS * len(sample) and readable >= _MIN_READABLE * len(sample)
 

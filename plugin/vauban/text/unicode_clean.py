@@ -61,6 +61,7 @@ def _scripts(names: str) -> str:
 
 
 _CURSIVE = _scripts("Arab Syrc Mand Mong Nkoo Phag Mani Adlm Rohg Sogd Phlp")
+_MONGOLIAN = "\u1820-\u1878\u1880-\u18aa"  # letters, without the separators of the block
 _INDIC = _scripts(
     "Deva Beng Guru Gujr Orya Taml Telu Knda Mlym Sinh Khmr Mymr Tibt Bali Java Sund Cakm Gran"
     " Kthi Newa Sidd Tirh Modi Nand Lepc Limb Mtei Saur Takr Shrd Brah Khar Cham Lana"
@@ -101,7 +102,7 @@ _SELECTORS = _v1(rf"""
       | (?<=[\u3001\u3002\uff01\uff0c\uff0e\uff1a\uff1b\uff1f])[\ufe00\ufe01]
       | (?<=[\p{{Sm}}0\p{{Script=Myanmar}}\p{{Script=Phags_Pa}}\p{{Script=Manichaean}}])\ufe00
       | (?<=\p{{Script=Egyptian_Hieroglyphs}})[\ufe00-\ufe06]
-      | (?<=[\p{{Script=Mongolian}}&&\p{{L}}])[\u180b-\u180d\u180f]
+      | (?<=[{_MONGOLIAN}])[\u180b-\u180d\u180f]
     )
   | (?P<variation_selector>[{_SELECTOR}])
 """)
@@ -113,7 +114,7 @@ _JOINERS = _v1(rf"""
             (?=\p{{Extended_Pictographic}})
       | (?<=[[{_UNSPACED}]&&[\p{{L}}\p{{M}}\p{{N}}\p{{P}}]])\u200b
       | (?<![{_ZERO_WIDTH}{_BIDI_MARK}])\u200b(?=[[{_UNSPACED}]&&[\p{{L}}\p{{N}}\p{{P}}]])
-      | (?<=\p{{Script=Mongolian}})\u180e(?=\p{{Script=Mongolian}})
+      | (?<=[{_MONGOLIAN}{_SELECTOR}])\u180e(?=[{_MONGOLIAN}])
       | \u115f(?=[\u1161-\u11a7\ud7b0-\ud7c6]) | (?<=[\u1100-\u115e\ua960-\ua97c])\u1160
     )
   | (?P<zero_width>[{_JOINER}\u115f\u1160\u180e\u200b])

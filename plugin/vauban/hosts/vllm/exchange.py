@@ -146,7 +146,7 @@ class Exchange:
         if self._route.generates:
             self._reserved()[RESERVED_KEY] = self._front.pass_mark()
         gate = Gate(send, self._principal, self._front.identity)
-        gate.open(self._headers(verdict, self._record(verdict, report)))
+        await gate.open(self._headers(verdict, self._record(verdict, report)))
         try:
             await app(*self._forward(scope, receive), gate.send)
         finally:
@@ -159,21 +159,22 @@ class Exchange:
         front = self._front
         mark, nonce, reported = front.ask_engine(reading.windows)
         self._reserved()[RESERVED_KEY] = mark
-        gate = Gate(send, self._principal, front.identity, on_first=lambda: self._limit(reported))
+        gate = Gate(send, self._principal, front.identity, on_body=lambda: self._limit(reported))
         forwarded = self._forward(scope, receive)
         serving = asyncio.ensure_future(_run(app, *forwarded, gate.send))
         self._front_ms = self._elapsed_ms()
         try:
             waiting: set[asyncio.Future[Any]] = {serving, reported}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if reported.done():
-                report = reported.result()
+            if reported.done() or gate.holds:
+                report = await reported
                 verdict = self._judge(report)
                 if verdict.blocked:
                     await _stop(serving)  # vLLM aborts the request and frees its KV cache
                     await self._refuse(send, verdict, report)
                     return
-                gate.open(self._headers(verdict, self._record(verdict, report, gate.held_ms())))
+                decision = self._record(verdict, report, gate.held_ms())
+                await gate.open(self._headers(verdict, decision))
             await serving
         finally:
             front.forget(nonce)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
@@ -16,15 +17,19 @@ from vauban.types import Principal
 
 Message = MutableMapping[str, Any]
 
+MAX_HELD_BYTES = 4 * 1024 * 1024
+
 
 class Gate:
     """Stands in for `send` of one request.
 
-    Nothing that a model said passes while it is shut. An error answer of the server (status 400
-    and above) holds no model output and passes at once: a request that vLLM refuses never reaches
-    the engine, so no verdict would ever come.
+    While it is shut, messages are kept here: nothing that a model said passes. It must not make
+    the server wait, because a streaming answer sends its start, and some protocols their first
+    events, before the request has even reached the engine; only over `MAX_HELD_BYTES` it does.
+    An error answer of the server (status 400 and above) holds no model output and passes at once:
+    a request that vLLM refuses never reaches the engine, so no verdict would ever come.
 
-    :param on_first: called when the answer begins while the gate is shut.
+    :param on_body: called when the first part of an answer's body is held.
     """
 
     def __init__(
@@ -32,52 +37,62 @@ class Gate:
         send: Send,
         principal: Principal,
         identity: Identity,
-        on_first: Callable[[], None] | None = None,
+        on_body: Callable[[], None] | None = None,
     ) -> None:
         self._send = send
         self._principal = principal
         self._identity = identity
-        self._on_first = on_first
-        self._opened = asyncio.Event()
-        self._is_open = False
+        self._on_body = on_body
+        self._held: deque[Message] = deque()
+        self._held_bytes = 0
         self._held_since: float | None = None
-        self._headers: dict[str, str] = {}
+        self._open = asyncio.Event()
         limited = principal.limit.tokens_per_min is not None
         self._counter = TokenCounter() if limited else None
 
-    def open(self, headers: dict[str, str]) -> None:
-        """Let the answer through, with these headers added."""
-        self._headers = headers
-        self._is_open = True
-        self._opened.set()
+    @property
+    def holds(self) -> bool:
+        return bool(self._held)
 
     def held_ms(self) -> float:
-        """How long a ready answer has been waiting so far."""
+        """How long the first part of a ready answer has been waiting so far."""
         if self._held_since is None:
             return 0.0
         return (time.perf_counter() - self._held_since) * 1000
 
+    async def open(self, headers: dict[str, str]) -> None:
+        """Let the answer through, with these headers added."""
+        self._headers = headers
+        while self._held:
+            await self._pass(self._held.popleft())
+        self._open.set()
+
     async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            await self._start(message)
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            self._headers = {}
+            self._open.set()
+        if self._open.is_set():
+            await self._pass(message)
             return
-        if self._counter is not None and message["type"] == "http.response.body":
+        self._held.append(message)
+        if message["type"] == "http.response.body":
+            if self._held_since is None:
+                self._held_since = time.perf_counter()
+                if self._on_body is not None:
+                    self._on_body()
+            self._held_bytes += len(message.get("body", b""))
+            if self._held_bytes > MAX_HELD_BYTES:
+                await self._open.wait()
+
+    async def _pass(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and self._headers:
+            headers = MutableHeaders(raw=list(message.get("headers", [])))
+            for name, value in self._headers.items():
+                headers[name] = value
+            message = {**message, "headers": headers.raw}
+        elif self._counter is not None and message["type"] == "http.response.body":
             self._counter.feed(message.get("body", b""))
         await self._send(message)
-
-    async def _start(self, message: Message) -> None:
-        if message["status"] >= 400:
-            await self._send(message)
-            return
-        if not self._is_open:
-            self._held_since = time.perf_counter()
-            if self._on_first is not None:
-                self._on_first()
-            await self._opened.wait()
-        headers = MutableHeaders(raw=list(message.get("headers", [])))
-        for name, value in self._headers.items():
-            headers[name] = value
-        await self._send({**message, "headers": headers.raw})
 
     def charge(self) -> None:
         """Count the tokens of this answer against the caller's budget."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vauban.hosts.vllm.runtime import open_runtime
+from vauban.hosts.vllm.runtime import configure_logging, open_runtime
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -18,6 +18,7 @@ def register() -> None:
 
     Its first run, in the parent of all, makes the secret that the children inherit.
     """
+    configure_logging()
     open_runtime()
 
 

@@ -7,6 +7,7 @@ engine and by further API servers, which vLLM starts as its children.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import secrets
 import shutil
@@ -47,6 +48,18 @@ def open_runtime() -> Runtime:
             " of one server; unset it to have one made"
         ) from None
     return Runtime(sealer, _private(Path(os.environ[DIRECTORY_VARIABLE])))
+
+
+def configure_logging() -> None:
+    """Show vauban's own log lines (from INFO) in a process whose host configures only its own."""
+    logger = logging.getLogger("vauban")
+    if logger.handlers or logging.getLogger().handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s [vauban] %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def _private(directory: Path) -> Path:

@@ -1,0 +1,193 @@
+"""The encoder: batch = single, any order, exact bounds, and failures that are never a score."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vauban.detectors.encoder import Encoder
+from vauban.detectors.windows import Windows
+from vauban.errors import ScreeningFailed
+from vauban.policy import EncoderPolicy
+
+requests = st.lists(
+    st.lists(st.text(alphabet="the ignoring é1", max_size=90), max_size=3), max_size=6
+)
+relaxed = settings(
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+
+
+@relaxed
+@given(requests)
+def test_batch_equals_single(tiny: Encoder, texts: list[list[str]]) -> None:
+    batch = [tiny.tokenizer(parts) for parts in texts]
+    for together, windows in zip(tiny.encode(batch), batch, strict=True):
+        (alone,) = tiny.encode([windows])
+        assert together.score == pytest.approx(alone.score, abs=1e-5)
+        assert together.windows == alone.windows == len(windows.per_model[0])
+        if alone.embedding is None:
+            assert together.embedding is None
+        else:
+            assert together.embedding is not None
+            assert np.abs(together.embedding - alone.embedding).max() < 1e-5
+
+
+@relaxed
+@given(requests, st.randoms(use_true_random=False))
+def test_order_changes_no_bit(tiny: Encoder, texts: list[list[str]], random: object) -> None:
+    batch = [tiny.tokenizer(parts) for parts in texts]
+    order = list(range(len(batch)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    straight = tiny.encode(batch)
+    shuffled = tiny.encode([batch[i] for i in order])
+    for place, i in enumerate(order):
+        assert shuffled[place].score == straight[i].score
+        assert np.array_equal(shuffled[place].embedding, straight[i].embedding)  # type: ignore[arg-type]
+
+
+@relaxed
+@given(requests)
+def test_results_are_in_range(tiny: Encoder, texts: list[list[str]]) -> None:
+    for found in tiny.encode([tiny.tokenizer(parts) for parts in texts]):
+        assert 0.0 <= found.score <= 1.0
+        assert (found.embedding is None) is (found.windows == 0)
+        if found.embedding is not None:
+            assert found.embedding.dtype == np.float32
+            assert np.linalg.norm(found.embedding) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_empty_inputs(tiny: Encoder) -> None:
+    assert tiny.encode([]) == []
+    (empty,) = tiny.encode([tiny.tokenizer([""])])
+    assert (empty.score, empty.embedding, empty.windows) == (0.0, None, 0)
+
+
+def test_the_worst_window_counts_and_no_window_is_skipped(tiny: Encoder) -> None:
+    parts = [f"the {n} ignoring" * (1 + n % 2) for n in range(40)]
+    each = [tiny.encode([tiny.tokenizer([part])])[0] for part in parts]
+    (whole,) = tiny.encode([tiny.tokenizer(parts)])
+    assert whole.score == pytest.approx(max(one.score for one in each), abs=1e-5)
+    mean = np.mean([one.embedding for one in each], axis=0)
+    assert whole.embedding is not None
+    assert whole.embedding @ mean == pytest.approx(float(np.linalg.norm(mean)), abs=1e-4)
+
+
+def test_micro_batches_are_bounded(tiny: Encoder) -> None:
+    sizes: list[int] = []
+    (scorer,) = tiny._scorers
+
+    class Spy:
+        pad_id, vocab_size, max_tokens = scorer.pad_id, scorer.vocab_size, scorer.max_tokens
+
+        def __call__(self, ids: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            sizes.append(ids.numel())
+            return scorer(ids, real)
+
+    tiny._scorers = (Spy(),)
+    found = tiny.encode([tiny.tokenizer([f"the {n}" * (n % 20)]) for n in range(300)])
+    assert len(found) == 300
+    assert len(sizes) > 1
+    assert max(sizes) <= 512
+
+
+class _Broken:
+    pad_id, vocab_size, max_tokens = 0, 200, 32
+
+    def __init__(self, scores: object, embeddings: object = None) -> None:
+        self._answer = scores, embeddings
+
+    def __call__(self, ids: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        scores, embeddings = self._answer
+        return scores(len(ids)), embeddings and embeddings(len(ids))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "scorer",
+    [
+        _Broken(lambda n: torch.full((n,), math.nan)),
+        _Broken(lambda n: torch.full((n,), math.inf)),
+        _Broken(lambda n: torch.zeros(n + 1)),
+        _Broken(lambda n: torch.zeros(n, 1)),
+        _Broken(torch.zeros, lambda n: torch.full((n, 4), math.nan)),
+        _Broken(torch.zeros, lambda n: torch.zeros(n, 4)),
+        _Broken(torch.zeros, lambda n: torch.ones(n + 1, 4)),
+        _Broken(torch.zeros, lambda n: torch.ones(n)),
+    ],
+)
+def test_a_broken_model_is_a_failure(tiny: Encoder, scorer: _Broken) -> None:
+    tiny._scorers = (scorer,)
+    with pytest.raises(ScreeningFailed):
+        tiny.encode([tiny.tokenizer(["the", "ignore"])])
+
+
+@pytest.mark.parametrize("bias", [math.nan, math.inf])
+def test_a_bad_weight_at_run_time_is_a_failure(tiny: Encoder, bias: float) -> None:
+    (scorer,) = tiny._scorers
+    scorer._model.layers[0].out.bias.data[0] = bias  # type: ignore[attr-defined]
+    with pytest.raises(ScreeningFailed):
+        tiny.encode([tiny.tokenizer(["the"])])
+
+
+@pytest.mark.parametrize(
+    "windows",
+    [
+        Windows(()),
+        Windows(((), ())),
+        Windows(((np.array([2, 500, 3], np.int32),),)),
+        Windows(((np.array([2, -1, 3], np.int32),),)),
+        Windows(((np.zeros(33, np.int32),),)),
+    ],
+)
+def test_windows_that_do_not_fit_are_a_failure(tiny: Encoder, windows: Windows) -> None:
+    with pytest.raises(ScreeningFailed):
+        tiny.encode([windows])
+
+
+def test_launch_is_encode_in_two_steps(tiny: Encoder) -> None:
+    batch = [tiny.tokenizer(["the"]), tiny.tokenizer([""])]
+    finish = tiny.launch(batch)
+    assert [one.score for one in finish()] == [one.score for one in tiny.encode(batch)]
+
+
+def test_torch_settings_are_left_alone(tiny_dir: Path) -> None:
+    before = (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled())
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            encoder = Encoder.load(EncoderPolicy(weights=tiny_dir), "cpu")
+            (found,) = encoder.encode([encoder.tokenizer(["the ignore"])])
+        assert torch.get_default_dtype() == torch.bfloat16
+    finally:
+        torch.set_default_dtype(before[1])
+    after = (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled())
+    plain = Encoder.load(EncoderPolicy(weights=tiny_dir), "cpu")
+    assert found.score == plain.encode([plain.tokenizer(["the ignore"])])[0].score
+    assert after == before
+
+
+def test_thresholds_come_from_the_checkpoint(tiny: Encoder) -> None:
+    assert (tiny.flag_at, tiny.block_at) == (0.8, 0.9)
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)],
+)
+def test_device_agrees_with_cpu(shipped: Encoder, device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device; the CPU half of this assertion ran")
+    other = Encoder.load(EncoderPolicy(), device)
+    batch = [shipped.tokenizer([text]) for text in ("Hello there.", "a b c " * 400, "")]
+    for ours, theirs in zip(shipped.encode(batch), other.encode(batch), strict=True):
+        assert ours.score == pytest.approx(theirs.score, abs=0.02)
+        if ours.embedding is not None:
+            assert theirs.embedding is not None
+            assert float(ours.embedding @ theirs.embedding) > 0.999
