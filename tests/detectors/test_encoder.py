@@ -144,6 +144,7 @@ def test_a_bad_weight_at_run_time_is_a_failure(tiny: Encoder, bias: float) -> No
         Windows(((np.array([2, 500, 3], np.int32),),)),
         Windows(((np.array([2, -1, 3], np.int32),),)),
         Windows(((np.zeros(33, np.int32),),)),
+        Windows(((np.zeros(0, np.int32),),)),
     ],
 )
 def test_windows_that_do_not_fit_are_a_failure(tiny: Encoder, windows: Windows) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -102,6 +104,16 @@ def test_long_text_is_covered(tiny: Encoder) -> None:
         start = next(i for i in range(at + 1) if (whole[i : i + len(body)] == body).all())
         at = start + len(body)
     assert at == len(whole)
+
+
+def test_the_api_server_needs_no_torch() -> None:
+    program = (
+        "import sys; from vauban.policy import EncoderPolicy;"
+        "from vauban.detectors.windows import WindowTokenizer;"
+        "WindowTokenizer.load(EncoderPolicy())(['hello']);"
+        "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_texts_do_not_share_windows(tiny: Encoder) -> None:

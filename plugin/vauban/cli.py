@@ -1,0 +1,71 @@
+"""The `vauban` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from vauban import __version__
+from vauban.commands import keys, policy, train
+from vauban.errors import VaubanError
+
+app = typer.Typer(
+    name="vauban",
+    help="Security that runs inside the LLM inference server.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # a local may hold a key
+)
+app.add_typer(keys.app, name="keys")
+app.add_typer(policy.app, name="policy")
+app.add_typer(train.app, name="train")
+
+PolicyFile = Annotated[
+    Path | None, typer.Option("--policy", help="Policy file; default: what VAUBAN_POLICY names.")
+]
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    Console().print(__version__, highlight=False)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Model directory or name, as for vLLM.")],
+    policy_file: PolicyFile = None,
+) -> None:
+    """Start vLLM with the guard in it. Takes every flag of `vllm serve`."""
+    from vauban.commands.serve import serve as run
+
+    run(model, context.args, policy_file)
+
+
+@app.command()
+def screen(
+    jsonl: Annotated[Path, typer.Option(help='Rows with a "text".', exists=True, dir_okay=False)],
+    out: Annotated[Path, typer.Option(help="Where the rows of verdicts go.")],
+    policy_file: PolicyFile = None,
+) -> None:
+    """Judge texts offline, by the code that serves requests."""
+    from vauban.commands.screen import screen_file
+    from vauban.policy_sources import load_policy
+
+    console = Console(stderr=True)
+    counts = screen_file(jsonl, out, load_policy(file=policy_file).policy, console)
+    found = ", ".join(f"{counts[action]} {action.name.lower()}" for action in sorted(counts))
+    console.print(f"{sum(counts.values())} rows: {found or 'none'}")
+
+
+def main() -> None:
+    """Run the command; an error that vauban raises on purpose is a sentence, not a traceback."""
+    try:
+        app()
+    except VaubanError as error:
+        Console(stderr=True).print(f"vauban: {error}", style="red", highlight=False, markup=False)
+        raise SystemExit(2) from None
