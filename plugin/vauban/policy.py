@@ -109,7 +109,7 @@ class NormalizePolicy(_Section):
         le=4,
     )
     max_decoded_chars: int = _field(
-        65_536,
+        262_144,
         "Most characters of decoded spans that are screened besides the text.",
         "characters",
         ge=0,

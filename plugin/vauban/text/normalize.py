@@ -28,8 +28,8 @@ class Normalized:
 
     `model`: what the model gets. `guard`: what the detector reads, the folded text first, then one
     segment per encoding found; none is blank, and a blank text has none. `findings`: how often
-    each trick was found, without any text. `complete`: False when decoded text went over the
-    policy's bound, so that some of it is not in `guard`.
+    each trick was found, without any text. `complete`: False when text is encoded deeper, or
+    decodes to more, than the policy's bounds allow, so that some of it is not in `guard`.
     """
 
     model: str
@@ -86,12 +86,13 @@ class Normalizer:
         for kind, message in hidden_messages(text):
             found[kind] += 1
             level += self._add(message, segments)
-        self._decode(level, segments, found)
+        too_deep = self._decode(level, segments, found)
         if not segments.complete:
             found["decode_bound"] += 1
         guard = (folded, *segments.texts) if folded.strip() else tuple(segments.texts)
         model = cleaned if mode is Mode.ENFORCE else text
-        return Normalized(model, guard, MappingProxyType(dict(found)), segments.complete)
+        complete = segments.complete and not too_deep
+        return Normalized(model, guard, MappingProxyType(dict(found)), complete)
 
     def _clean(self, text: str) -> tuple[str, Counter[str]]:
         cleaned, found = clean(text)
@@ -121,8 +122,11 @@ class Normalizer:
             return []
         return [plain] if folded == plain else [plain, folded]
 
-    def _decode(self, level: list[str], segments: _Segments, found: Counter[str]) -> None:
-        """Decode `level`, then what that gave, as deep as the policy says."""
+    def _decode(self, level: list[str], segments: _Segments, found: Counter[str]) -> bool:
+        """Decode `level`, then what that gave, as deep as the policy says.
+
+        True when something is encoded more often than that: it stays unread.
+        """
         for _ in range(self._policy.decode_depth):
             deeper: list[str] = []
             for text in level:
@@ -132,11 +136,12 @@ class Normalizer:
                         found[kind] += spans
                         deeper += fresh
                     if not segments.complete:
-                        return
+                        return False
             if not deeper:
-                return
+                return False
             level = deeper
-        # What is encoded more often than the policy decodes is reported, not read.
         deeper_spans = sum(item.spans for text in level for item in decode_spans(text))
         if self._policy.decode_depth and deeper_spans:
             found["decode_depth"] += deeper_spans
+            return True
+        return False

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from vauban.errors import MalformedRequest
@@ -44,6 +45,10 @@ _TOOL_TYPES = frozenset(
     }
 )  # fmt: skip
 _TEXT_KEYS = frozenset({"text", "content", "output", "input_text", "refusal"})
+_TEXT_PARTS = {
+    "text": "text", "input_text": "text", "output_text": "text", "reasoning_text": "text",
+    "summary_text": "text", "thinking": "thinking",
+}  # fmt: skip
 _PLAIN_NAME = re.compile(r"[\w.$/:\-]{0,64}", re.ASCII)
 _WORDLESS = re.compile(r"\S*")
 
@@ -173,6 +178,7 @@ class Body:
             frame = place.turn and not place.own_words
             self.leaves.append(Leaf(container, key, value, place.origin, frame))
         elif isinstance(value, list):
+            _join_text_parts(value)
             for index, item in enumerate(value):
                 self._walk(value, index, item, place.deeper(turn=place.turn))
         elif isinstance(value, dict):
@@ -211,6 +217,32 @@ class Body:
         for holder, name, text in _strings(container, key, value, depth):
             if not _WORDLESS.fullmatch(text):
                 self.leaves.append(Leaf(holder, name, text, Origin.USER))
+
+
+def _join_text_parts(parts: list[Any]) -> None:
+    """Make one part of neighbouring text parts, in place.
+
+    Chat templates print them with nothing between, so that a control token (or a sentence) cut
+    over two parts would be whole again only after the guard has read the halves.
+    """
+    joined: list[Any] = []
+    for key, run in groupby(parts, _text_key):
+        first, *others = run
+        joined.append(first)
+        if key is None:
+            joined.extend(others)
+        elif others:
+            first[key[1]] = "\n".join(part[key[1]] for part in (first, *others))
+    parts[:] = joined
+
+
+def _text_key(part: Any) -> tuple[str, str] | None:
+    """(type, name of the text field) of a text part, None for anything else."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    field = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
+    if kind is None or field is None or not isinstance(part.get(field), str):
+        return None
+    return kind, field
 
 
 def _strings(container: Any, key: Any, value: Any, depth: int) -> Iterator[tuple[Any, Any, str]]:

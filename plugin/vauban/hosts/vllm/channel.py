@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vauban.errors import ConfigError
 from vauban.hosts.vllm.mark import Sealer
 from vauban.types import Reason
 
@@ -90,11 +91,16 @@ class ReportReceiver:
     def open(self) -> None:
         """Bind and listen on the running event loop.
 
-        :raises OSError: the runtime directory is gone or its path is too long for a socket.
+        :raises ConfigError: the runtime directory is gone or its path is too long for a socket.
         """
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
-        self._socket.bind(str(self._path))
+        try:
+            self._socket.bind(str(self._path))
+        except OSError as error:
+            raise ConfigError(
+                f"no socket can be made at {self._path} ({error}); set TMPDIR to a short path"
+            ) from None
         self._path.chmod(0o600)
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self._read)
 

@@ -29,6 +29,7 @@ from vauban.types import Mode, Principal, Reason, Verdict
 Message = MutableMapping[str, Any]
 
 REQUEST_ID_HEADER = "x-vauban-request-id"
+READ_APART_BYTES = 65_536
 EARLY_START_TIMEOUT_MS = 600_000
 """A Responses stream starts before its request has left vLLM's queue; it may wait that long."""
 
@@ -49,6 +50,7 @@ class Exchange:
         self._principal = principal
         self._request_id = request_id
         self._started = time.perf_counter()
+        self._is_long = len(raw) > READ_APART_BYTES
         self._data = parse_body(raw)
         self.shape = shape_of(route, self._data)
         self._model = self._data.get("model") or front.default_model
@@ -66,7 +68,8 @@ class Exchange:
             self._reserved().pop(RESERVED_KEY, None)
             await app(*self._forward(scope, receive), send)
             return
-        reading = self._read()
+        # A long text takes tens of milliseconds to read; other requests go on meanwhile.
+        reading = await asyncio.to_thread(self._read) if self._is_long else self._read()
         self._front_ms = self._elapsed_ms()
         if not reading.complete and self._front.guard.judge(Reason.UNREAD_TEXT).blocked:
             await self._refuse(send, self._front.guard.judge(Reason.UNREAD_TEXT), None)
