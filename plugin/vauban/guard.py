@@ -69,6 +69,7 @@ class Guard:
         self._check_size(segments)
         texts: list[str] = []
         views: list[str] = []
+        parts: dict[str, list[str]] = {}
         findings: Counter[str] = Counter()
         complete = True
         for segment in segments:
@@ -77,9 +78,14 @@ class Guard:
                 continue
             normalized = self._normalize(segment.text)
             texts.append(normalized.model)
-            views.extend(normalized.guard)
+            if segment.part_of and normalized.guard:
+                parts.setdefault(segment.part_of, []).append(normalized.guard[0])
+                views.extend(normalized.guard[1:])
+            else:
+                views.extend(normalized.guard)
             findings.update(normalized.findings)
             complete = complete and normalized.complete
+        views.extend("\n".join(pieces) for pieces in parts.values())
         screened = self.policy.injection.mode is not Mode.OFF
         windows = self._tokenize(list(dict.fromkeys(views)) if screened else [])
         return Reading(tuple(texts), windows, dict(findings), complete)

@@ -55,12 +55,13 @@ class Reason(StrEnum):
 class Segment:
     """One piece of text of a request.
 
-    `path` is where it stands in the body, for example ``("messages", 2, "content", 0, "text")``.
+    Pieces with the same `part_of` (when it is not empty) belong together, like the strings of a
+    tool definition: the encoder reads them as one text.
     """
 
     text: str
     origin: Origin
-    path: tuple[str | int, ...] = ()
+    part_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)

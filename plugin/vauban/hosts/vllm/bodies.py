@@ -49,7 +49,7 @@ _TEXT_PARTS = {
     "text": "text", "input_text": "text", "output_text": "text", "reasoning_text": "text",
     "summary_text": "text", "thinking": "thinking",
 }  # fmt: skip
-_PLAIN_NAME = re.compile(r"[\w.$/:\-]{0,64}", re.ASCII)
+_PLAIN_NAME = re.compile(r"[\w.$/:\-]{0,24}", re.ASCII)
 _WORDLESS = re.compile(r"\S*")
 
 Decode = Callable[[Sequence[int]], str]
@@ -62,6 +62,7 @@ class Leaf:
 
     `frame`: it is a user's turn or tool output, so the sandwich may frame it. `raw`: it is read,
     but a caller who may write operator text wrote it token by token, so it stays as it is.
+    `part_of`: the field, or entry of a list, that it is a small piece of.
     """
 
     container: Any
@@ -71,6 +72,7 @@ class Leaf:
     frame: bool = False
     token_ids: bool = False
     raw: bool = False
+    part_of: str = ""
 
     def put(self, text: str, encode: Encode) -> None:
         if text == self.text or self.container is None or self.raw:
@@ -88,6 +90,7 @@ class _Place:
     turn: bool = False
     own_words: bool = False
     depth: int = 0
+    part_of: str = ""
 
     def deeper(self, *, turn: bool) -> _Place:
         return replace(self, turn=turn, depth=self.depth + 1)
@@ -122,7 +125,10 @@ class Body:
 
     @property
     def segments(self) -> list[Segment]:
-        return [Segment(leaf.text, leaf.origin) for leaf in self.leaves]
+        return [
+            Segment(leaf.text, leaf.origin, "" if leaf.frame else leaf.part_of)
+            for leaf in self.leaves
+        ]
 
     def put(self, texts: Sequence[str], encode: Encode) -> None:
         """Write back what the model gets, parallel to `segments`."""
@@ -147,7 +153,7 @@ class Body:
             origin = Origin.OPERATOR
         elif name in ("documents", "texts"):
             origin = Origin.DOCUMENT
-        self._walk(self.data, name, value, _Place(origin, turn=name in _CONVERSATION))
+        self._walk(self.data, name, value, _Place(origin, turn=name in _CONVERSATION, part_of=name))
 
     def _tokens(self, container: Any, key: Any, value: Any) -> bool:
         """Token ids in place of text. True when `value` was that."""
@@ -176,11 +182,16 @@ class Body:
                 self._json_strings.append((container, key))
         if isinstance(value, str):
             frame = place.turn and not place.own_words
-            self.leaves.append(Leaf(container, key, value, place.origin, frame))
+            leaf = Leaf(container, key, value, place.origin, frame)
+            leaf.part_of = "" if place.own_words and place.turn else place.part_of
+            self.leaves.append(leaf)
         elif isinstance(value, list):
             _join_text_parts(value)
             for index, item in enumerate(value):
-                self._walk(value, index, item, place.deeper(turn=place.turn))
+                below = place.deeper(turn=place.turn)
+                if place.depth == 0:
+                    below = replace(below, part_of=f"{place.part_of}.{index}")
+                self._walk(value, index, item, below)
         elif isinstance(value, dict):
             self._mapping(value, place)
 
@@ -189,7 +200,7 @@ class Body:
             place = self._whose(value, place)
         for name, item in value.items():
             if not _PLAIN_NAME.fullmatch(name):
-                self.leaves.append(Leaf(None, None, name, place.origin))
+                self.leaves.append(Leaf(None, None, name, place.origin, part_of=place.part_of))
             if name in ("type", "role") and isinstance(item, str) and _PLAIN_NAME.fullmatch(item):
                 continue
             if name in _MEDIA:
