@@ -62,6 +62,27 @@ def screen(
     console.print(f"{sum(counts.values())} rows: {found or 'none'}")
 
 
+@app.command()
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the server running.")] = False,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port on loopback; default: a free one.")
+    ] = None,
+    policy_file: PolicyFile = None,
+) -> None:
+    """Start a guarded vLLM with a stand-in model, send it a dozen requests, show the verdicts."""
+    from vauban.commands.demo import demo as run
+
+    console = Console()
+    try:
+        expected = run(console, port, policy_file, keep=keep)
+    except KeyboardInterrupt:
+        console.print("stopped")
+        raise typer.Exit(130) from None
+    if not expected:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run the command; an error that vauban raises on purpose is a sentence, not a traceback."""
     try:

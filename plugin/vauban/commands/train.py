@@ -41,7 +41,7 @@ def injection(
         epochs=epochs,
         seed=seed,
         learning_rate=learning_rate,
-        head_learning_rate=7.5 * learning_rate,
+        head_learning_rate=round(7.5 * learning_rate, 12),
         window_tokens=window_tokens,
     )
     try:

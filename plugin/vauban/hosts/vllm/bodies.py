@@ -50,7 +50,7 @@ _TEXT_PARTS = {
     "summary_text": "text", "thinking": "thinking",
 }  # fmt: skip
 _PLAIN_NAME = re.compile(r"[\w.$/:\-]{0,24}", re.ASCII)
-_WORDLESS = re.compile(r"\S*")
+_WORDLESS = re.compile(r"[!-~]*")
 
 Decode = Callable[[Sequence[int]], str]
 Encode = Callable[[str], "list[int]"]
@@ -136,7 +136,7 @@ class Body:
             if leaf.container is None and text != leaf.text:
                 raise MalformedRequest("a property name holds hidden or control characters")
             leaf.put(text, encode)
-        for container, key in self._json_strings:
+        for container, key in reversed(self._json_strings):  # the inner ones first
             container[key] = json.dumps(container[key], ensure_ascii=False)
         self._json_strings.clear()
 
@@ -156,7 +156,11 @@ class Body:
         self._walk(self.data, name, value, _Place(origin, turn=name in _CONVERSATION, part_of=name))
 
     def _tokens(self, container: Any, key: Any, value: Any) -> bool:
-        """Token ids in place of text. True when `value` was that."""
+        """Token ids in place of text. True when `value` was that.
+
+        :raises MalformedRequest: something that is neither ids nor text. vLLM reads 12.0, "12"
+            and true as ids as well, so a list of those would reach the model unread.
+        """
         if not isinstance(value, list) or not value:
             return False
         if all(type(item) is int for item in value):
@@ -170,6 +174,8 @@ class Body:
             return True
         if all(isinstance(item, list) and item and type(item[0]) is int for item in value):
             return all(self._tokens(value, index, item) for index, item in enumerate(value))
+        if key == "token_ids" or any(not isinstance(item, (str, dict)) for item in value):
+            raise MalformedRequest("token ids must be integers", param=str(key))
         return False
 
     def _walk(self, container: Any, key: Any, value: Any, place: _Place) -> None:
@@ -198,12 +204,15 @@ class Body:
     def _mapping(self, value: dict[str, Any], place: _Place) -> None:
         if place.turn:
             place = self._whose(value, place)
+        kind = value.get("type")
+        # Elsewhere (a tool's arguments, a document) "file" or "source" is a name like any other.
+        media = place.turn or (isinstance(kind, str) and kind in _MEDIA)
         for name, item in value.items():
             if not _PLAIN_NAME.fullmatch(name):
                 self.leaves.append(Leaf(None, None, name, place.origin, part_of=place.part_of))
             if name in ("type", "role") and isinstance(item, str) and _PLAIN_NAME.fullmatch(item):
                 continue
-            if name in _MEDIA:
+            if media and name in _MEDIA:
                 self._media(value, name, item, place.depth)
             else:
                 self._walk(value, name, item, place.deeper(turn=place.turn and name in _TEXT_KEYS))
@@ -211,9 +220,11 @@ class Body:
     def _whose(self, value: dict[str, Any], place: _Place) -> _Place:
         """Origin of a message or part: by its role, which gives no trust by itself."""
         role = value.get("role")
-        if role is not None and role not in ROLES:
+        if role is not None and (not isinstance(role, str) or role not in ROLES):
             raise MalformedRequest(f"role must be one of {', '.join(sorted(ROLES))}", param="role")
-        if role in ("tool", "function") or value.get("type") in _TOOL_TYPES:
+        kind = value.get("type")
+        is_tool = role in ("tool", "function") or (isinstance(kind, str) and kind in _TOOL_TYPES)
+        if is_tool:
             return replace(place, origin=Origin.TOOL, own_words=False)
         if role in ("system", "developer"):
             origin = Origin.OPERATOR if self._trusted_system else Origin.USER
@@ -223,7 +234,8 @@ class Body:
         return place
 
     def _media(self, container: Any, key: Any, value: Any, depth: int) -> None:
-        """Images and sound pass: their URLs and base64 have no white space; what has is read."""
+        """Images and sound pass: their URLs and base64 are ASCII without spaces; what is not is
+        read."""
         self.has_media = self.has_media or bool(value)
         for holder, name, text in _strings(container, key, value, depth):
             if not _WORDLESS.fullmatch(text):

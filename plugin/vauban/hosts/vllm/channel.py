@@ -12,8 +12,10 @@ import contextlib
 import json
 import logging
 import os
+import queue
 import secrets
 import socket
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,7 @@ logger = logging.getLogger(__name__)
 _PURPOSE = b"verdict"
 _MAX_DATAGRAM_BYTES = 65_536
 _PER_DATAGRAM = 64
-_SEND_TIMEOUT_S = 1.0
+_SEND_TIMEOUT_S = 5.0
 _ENGINE_FILE = "engine-{pid}.json"
 
 
@@ -47,18 +49,40 @@ class Report:
 
 
 class ReportSender:
-    """The engine's end. Thread-safe; never raises for a front that is gone."""
+    """The engine's end. Thread-safe; never raises or waits for a front that is busy or gone.
+
+    It sends on its own thread: a socket takes few datagrams (ten, by Linux's default) before its
+    reader has to catch up, and a batch of the encoder answers many requests at once.
+    """
 
     def __init__(self, sealer: Sealer, directory: Path) -> None:
         self._sealer = sealer
         self._directory = directory
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.settimeout(_SEND_TIMEOUT_S)
+        self._waiting: queue.SimpleQueue[tuple[str, Report]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="vauban-reports", daemon=True).start()
 
     def send(self, reply: str, reports: Iterable[Report]) -> None:
         """Send to the front named `reply`. A front that can't be reached fails closed itself."""
         if Path(reply).name != reply:
             return
+        for report in reports:
+            self._waiting.put((reply, report))
+
+    def _run(self) -> None:
+        while True:
+            by_front: dict[str, list[Report]] = {}
+            reply, report = self._waiting.get()
+            by_front[reply] = [report]
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    reply, report = self._waiting.get_nowait()
+                    by_front.setdefault(reply, []).append(report)
+            for reply, reports in by_front.items():
+                self._deliver(reply, reports)
+
+    def _deliver(self, reply: str, reports: list[Report]) -> None:
         rows = [
             [
                 r.nonce.hex(),
@@ -75,7 +99,8 @@ class ReportSender:
             try:
                 self._socket.sendto(self._sealer.seal(_PURPOSE, data), str(self._directory / reply))
             except OSError as error:
-                logger.warning("a verdict could not be delivered: %s", error.strerror)
+                reason = error.strerror or type(error).__name__
+                logger.warning("a verdict could not be delivered: %s", reason)
 
 
 class ReportReceiver:

@@ -53,11 +53,13 @@ class GuardLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         self._v2_state = None if isinstance(args[0], torch.device) else args[0]
         device = args[0] if self._v2_state is None else self._v2_state.device
         self._group = _tensor_parallel_group()
-        screens = _samples() and (self._group is None or self._group.rank_in_group == 0)
+        self._samples = _samples()
+        screens = self._samples and (self._group is None or self._group.rank_in_group == 0)
         self._screener = StepScreener.load(vllm_config, device) if screens else None
         self._veto_token = _veto_token(vllm_config)
         self._rows: dict[int, Decision] = {}
         self._new: list[tuple[int, SamplingParams, Callable[[], list[int] | None]]] = []
+        self._open: list[Decision] = []
         self._vetoed = False
 
     def is_argmax_invariant(self) -> bool:
@@ -113,8 +115,9 @@ class GuardLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         if ctx is None:
             rows = torch.tensor([row for row in vetoed if row < len(logits)], device=logits.device)
         else:
-            slots = torch.tensor(vetoed, device=logits.device)
-            rows = torch.isin(ctx.expanded_idx_mapping, slots).nonzero().flatten()
+            mapping = ctx.expanded_idx_mapping
+            slots = torch.tensor(vetoed, dtype=mapping.dtype, device=mapping.device)
+            rows = torch.isin(mapping, slots).nonzero().flatten()
         if len(rows):
             rows = rows.long()
             logits[rows] = float("-inf")
@@ -123,7 +126,8 @@ class GuardLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
 
     def _launch(self) -> None:
         """Start encoding everything that is new; nothing is waited for."""
-        if not self._new:
+        if not self._new or not self._samples:
+            self._new.clear()
             return
         if self._screener is not None:
             decisions = self._screener.launch(
@@ -133,17 +137,22 @@ class GuardLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
             decisions = [Decision() for _ in self._new]  # rank 0 will say
         for (row, _, _), decision in zip(self._new, decisions, strict=True):
             self._rows[row] = decision
+        self._open += decisions
         self._new.clear()
 
     def _settle(self) -> None:
-        """Wait for the decisions that are still open; every rank takes rank 0's."""
-        pending = [d for d in dict.fromkeys(self._rows.values()) if d.veto is None]
-        if not pending:
+        """Wait for the decisions of the rows that are new; every rank takes rank 0's.
+
+        One entry per row, settled or not: only rank 0 knows which rows share a mark, and all
+        ranks must broadcast the same number.
+        """
+        if not self._open:
             return
         if self._screener is not None:
-            self._screener.settle(pending)
+            self._screener.settle(self._open)
         if self._group is not None:
-            _share(self._group, pending)
+            _share(self._group, self._open)
+        self._open.clear()
         self._vetoed = any(decision.veto for decision in self._rows.values())
 
 

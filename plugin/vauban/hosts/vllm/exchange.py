@@ -169,15 +169,21 @@ class Exchange:
         try:
             waiting: set[asyncio.Future[Any]] = {serving, reported}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if reported.done() or gate.holds:
+            if reported.done() or gate.complete:
+                if not reported.done():
+                    self._limit(reported)
                 report = await reported
                 verdict = self._judge(report)
-                if verdict.blocked:
+                if verdict.blocked and not gate.is_open:
+                    gate.drop()
                     await _stop(serving)  # vLLM aborts the request and frees its KV cache
                     await self._refuse(send, verdict, report)
                     return
                 decision = self._record(verdict, report, gate.held_ms())
-                await gate.open(self._headers(verdict, decision))
+                if not gate.is_open:
+                    await gate.open(self._headers(verdict, decision))
+            # Without a verdict and a whole answer there is nothing to send: the client left, the
+            # application failed, or an error answer of its own has passed.
             await serving
         finally:
             front.forget(nonce)
@@ -230,7 +236,7 @@ class Exchange:
             headers["x-vauban-score"] = f"{verdict.score:.4f}"
             headers["x-vauban-added-ms"] = f"{decision.added_ms:.2f}"
             headers["x-vauban-added-tokens"] = str(self._added_tokens)
-            headers["x-vauban-policy"] = policy.digest
+            headers["x-vauban-policy"] = self._front.digest
         return headers
 
     def _elapsed_ms(self) -> float:
@@ -244,7 +250,7 @@ class Exchange:
             action=verdict.action.name.lower(),
             proposed=verdict.proposed.name.lower(),
             reason=verdict.reason.value,
-            policy=self._front.policy.digest,
+            policy=self._front.digest,
             score=report.score if report else None,
             chars=self._chars,
             segments=self._segments,

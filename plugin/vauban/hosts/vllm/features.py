@@ -42,7 +42,14 @@ def check_fields(
 ) -> None:
     """:raises Forbidden: the caller lacks a scope. :raises MalformedRequest: can't be guarded."""
     sampling = data.get("sampling_params")
-    fields = {**sampling, **data} if isinstance(sampling, dict) else data
+    if isinstance(sampling, dict):  # a field of the same name above must not hide one in there
+        _check_options(sampling, scopes, policy)
+    _check_options(data, scopes, policy)
+    if shape is Shape.RESPONSES and not policy.routes.builtin_tools:
+        _refuse_builtin_tools(data.get("tools"))
+
+
+def _check_options(fields: Mapping[str, Any], scopes: frozenset[str], policy: Policy) -> None:
     if fields.get("use_beam_search"):
         raise MalformedRequest(
             "beam search is not served: its requests carry no mark", param="use_beam_search"
@@ -58,8 +65,6 @@ def check_fields(
         for name in _ECHO_FIELDS:
             if _is_set(fields, name):
                 raise Forbidden(f"{name} needs the scope {SYSTEM_PROMPT}", param=name)
-    if shape is Shape.RESPONSES and not policy.routes.builtin_tools:
-        _refuse_builtin_tools(data.get("tools"))
 
 
 def check_body_features(body: Body, scopes: frozenset[str]) -> None:

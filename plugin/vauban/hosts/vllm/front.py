@@ -40,6 +40,7 @@ class Front:
     """
 
     policy: Policy
+    digest: str
     guard: Guard
     identity: Identity
     routes: RouteTable
@@ -61,6 +62,7 @@ class Front:
         :raises ConfigError: with what to do.
         """
         self.policy = policy_from(getattr(args, "additional_config", None)).policy
+        self.digest = self.policy.digest  # computed once: it hashes the whole policy
         self.identity = Identity(self.policy.identity)
         require_safe_bind(self.identity, getattr(args, "uds", None) or args.host)
         self.routes = RouteTable(self.policy.routes)
@@ -90,7 +92,7 @@ class Front:
         logger.info(
             "vauban guards this server, encoder in the %s, policy %s",
             self.place,
-            self.policy.digest,
+            self.digest,
         )
 
     def close(self) -> None:
@@ -164,7 +166,7 @@ class Front:
         wanted = self.policy.encoder.place
         if wanted == "front":
             return "front"
-        if engines and all(digest == self.policy.digest for digest in engines):
+        if engines and all(digest == self.digest for digest in engines):
             return "engine"
         why = (
             "the engine runs another policy" if engines else "the engine runs no logits processors"

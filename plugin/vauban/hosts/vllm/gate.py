@@ -47,12 +47,26 @@ class Gate:
         self._held_bytes = 0
         self._held_since: float | None = None
         self._open = asyncio.Event()
+        self._complete = False
+        self._dropped = False
         limited = principal.limit.tokens_per_min is not None
         self._counter = TokenCounter() if limited else None
 
     @property
-    def holds(self) -> bool:
-        return bool(self._held)
+    def is_open(self) -> bool:
+        """Messages pass: the verdict was good, or this is an error answer."""
+        return self._open.is_set()
+
+    @property
+    def complete(self) -> bool:
+        """A whole answer is held."""
+        return self._complete
+
+    def drop(self) -> None:
+        """Let nothing through any more, whatever the application still sends."""
+        self._dropped = True
+        self._held.clear()
+        self._open.set()
 
     def held_ms(self) -> float:
         """How long the first part of a ready answer has been waiting so far."""
@@ -68,6 +82,8 @@ class Gate:
         self._open.set()
 
     async def send(self, message: Message) -> None:
+        if self._dropped:
+            return
         if message["type"] == "http.response.start" and message["status"] >= 400:
             self._headers = {}
             self._open.set()
@@ -76,6 +92,7 @@ class Gate:
             return
         self._held.append(message)
         if message["type"] == "http.response.body":
+            self._complete = not message.get("more_body", False)
             if self._held_since is None:
                 self._held_since = time.perf_counter()
                 if self._on_body is not None:

@@ -158,7 +158,8 @@ class StepScreener:
             return None
         try:
             reading = self._guard.read([Segment(self._decode(ids), Origin.USER)])
-        except RequestTooLarge:
+        except (RequestTooLarge, OverflowError, IndexError, TypeError, ValueError):
+            # Too large, or ids that the tokenizer does not have: nothing that could be read.
             decision.veto = self._failed().blocked
             return None
         if not reading.complete:

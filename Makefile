@@ -1,0 +1,46 @@
+# Everything is installed into .venv and runs from there; a second run installs nothing.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench clean
+.DELETE_ON_ERROR:
+
+BIN := .venv/bin
+comma := ,
+space := $(subst ,, )
+
+# A folder of local wheels that pip is told of is meant for uv too; elsewhere uv fetches CPU torch.
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
+else
+TORCH := --torch-backend=cpu
+endif
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
+
+demo: .venv/installed-cpu-demo ## start a guarded vLLM on the CPU, send it a dozen requests
+	$(BIN)/vauban demo
+
+test: .venv/installed-cpu-dev ## run the tests, with a real vLLM
+	$(BIN)/pytest
+
+check: .venv/installed-cpu-dev ## lint and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: .venv/installed-cpu-dev ## run the benchmarks
+	$(BIN)/python benchmarks/run.py
+
+clean: ## remove .venv, caches and builds
+	rm -rf .venv .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# .venv/installed-cpu-demo: the extras cpu and demo are there.
+.venv/installed-%: $(BIN)/uv pyproject.toml setup/uv-overrides.txt
+	$(BIN)/uv pip install --python $(BIN)/python --overrides setup/uv-overrides.txt $(TORCH) \
+		-e '.[$(subst -,$(comma),$*)]'
+	@touch $@
+
+$(BIN)/uv: setup/venv.sh setup/apt-packages.txt
+	setup/venv.sh
+	@touch $@
