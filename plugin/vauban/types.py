@@ -47,7 +47,6 @@ class Reason(StrEnum):
     SCREEN_TIMEOUT = "screen_timeout"
     SCREEN_OVERLOADED = "screen_overloaded"
     UNREAD_TEXT = "unread_text"
-    UNMARKED = "unmarked"
     OFF = "off"
 
 
