@@ -29,7 +29,7 @@ install_packages() {
     echo "Installing ${missing[*]}"
     { "${root[@]}" apt-get update -qq &&
         "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
-            apt-get install -y -qq --no-install-recommends "${missing[@]}"; } ||
+            apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null; } ||
         die "apt-get failed; as root, run: apt-get install ${missing[*]}"
 }
 

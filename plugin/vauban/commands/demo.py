@@ -57,12 +57,14 @@ def demo(console: Console, port: int | None, policy_file: Path | None, *, keep: 
     """
     key = _key(policy_file)
     port = free_port(port)
-    with tempfile.TemporaryDirectory(prefix="vauban-demo-") as directory, _terminable():
+    scratch = tempfile.TemporaryDirectory(prefix="vauban-demo-", ignore_cleanup_errors=True)
+    with scratch as directory, _terminable():
         with console.status("Making the stand-in model"):
-            model = make_standin(Path(directory))
+            model = make_standin(Path(directory) / "model")
         flags = (*_FLAGS, "--host", LOOPBACK, "--port", str(port))
         command, environ = server_command(str(model), flags, policy_file)
-        environ |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        # vLLM leaves sockets and caches in the directory for temporary files.
+        environ |= {"TMPDIR": directory, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
         handle, log = tempfile.mkstemp(prefix="vauban-demo-", suffix=".log")
         os.close(handle)
         console.print(f"Server log: {log}", highlight=False, soft_wrap=True)
@@ -106,7 +108,7 @@ async def _send_all(
             outcomes = await asyncio.gather(*(send(client, request) for request in burst))
             after = await _metrics(http, server, key)
     attacks = sum(request.attack for request in burst)
-    rows.append((f"burst of {len(burst)}, {attacks} injections", outcomes))
+    rows.append((f"burst of {len(burst)} ({attacks} injections)", outcomes))
     return rows, sharing_between(before, after)
 
 

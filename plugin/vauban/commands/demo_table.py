@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -41,7 +42,7 @@ def all_expected(rows: Rows) -> bool:
 
 def results_table(rows: Rows) -> Table:
     """One line per title; several requests are counted and summed up."""
-    table = Table("", "request", "verdict")
+    table = Table("", "request", "verdict", box=box.SIMPLE_HEAD)
     table.add_column("score", justify="right")
     table.add_column("reason")
     table.add_column("added ms", justify="right")

@@ -278,6 +278,8 @@ def _strings(container: Any, key: Any, value: Any, depth: int) -> Iterator[tuple
             yield from _strings(value, index, item, depth + 1)
     elif isinstance(value, dict):
         for name, item in value.items():
+            if not _PLAIN_NAME.fullmatch(name):
+                yield None, None, name
             yield from _strings(value, name, item, depth + 1)
 
 

@@ -77,6 +77,8 @@ def check_body_features(body: Body, scopes: frozenset[str]) -> None:
 
 def _is_set(fields: Mapping[str, Any], name: str) -> bool:
     value = fields.get(name)
+    if value is None:  # nearly always
+        return False
     if name == "response_format" and isinstance(value, dict) and value.get("type") == "text":
         return False
     if name == "top_logprobs" and value == 0:
@@ -95,7 +97,8 @@ def _refuse_builtin_tools(tools: Any) -> None:
     if not isinstance(tools, list):
         return
     for tool in tools:
-        if isinstance(tool, dict) and tool.get("type") not in _CLIENT_TOOLS:
+        kind = tool.get("type") if isinstance(tool, dict) else "function"
+        if not isinstance(kind, str) or kind not in _CLIENT_TOOLS:
             raise MalformedRequest(
                 "the server's own tools are not open: their output would reach the model"
                 " unscreened (routes.builtin_tools)",

@@ -1,0 +1,178 @@
+"""MODEL_CARD.md from the numbers of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vauban.detectors.checkpoint import CheckpointConfig
+from vauban.training import evaluate
+from vauban.training.data import Row
+from vauban.training.evaluate import Floats, Labels
+from vauban.training.fit import FitConfig
+
+if TYPE_CHECKING:
+    from vauban.training.run import Split
+
+_CARD = """# Encoder: injection score and embedding
+
+One BERT-class model ({layers} layers, {hidden} wide, {vocab} WordPiece tokens, uncased) that gives
+for every window of at most {window} tokens an injection logit and a unit embedding. Long text is
+read in windows that overlap by {overlap} tokens; the score is the worst window's, the embedding
+their mean. Weights are int8 with one scale per row.
+
+## Intended use
+
+Screening of prompts, tool results and documents before a language model reads them, inside
+vauban. The score is `sigmoid(logit / {temperature:.3f} + {bias:+.3f})`, in [0, 1], 1 = worst.
+Blocks at {block_at:.4f}, flags at {flag_at:.4f}. It is one layer of a defence: not for judging
+people, not a content-safety classifier (a plain harmful question is no injection), and not the
+only protection of anything that matters.
+
+## Numbers
+
+Int8 weights, through the encoder that serves, whole rows. 95% bootstrap intervals over rows
+(rows of one cluster are near-duplicates, so true intervals are wider). Recall is at the threshold
+that has the named false-positive rate on the same file.
+
+{numbers}
+
+Thresholds over all files together: {thresholds}.
+At `block_at`, per file: {operating}.
+Calibration error (15 bins) over all files: {error:.3f} (fitted on them, so optimistic).
+Mean cosine between embeddings and those of the base model: {cosines}.
+
+## Recipe
+
+Start: all-MiniLM-L6-v2 (Apache-2.0). Frozen: word embeddings and the lowest {frozen} layers. Head:
+attention pooling with {queries} queries, one hidden layer. Loss: binary cross-entropy on the worst
+window of an example (label smoothing {smoothing:g}) and, one step in {every}, {weight:g} x
+(1 - cosine to the base model's embedding). AdamW, learning rate {rate:g} (head {head_rate:g}),
+{epochs:g} epoch(s), windows of {train_window} tokens. Benign rows are drawn per kind; own templates
+add attacks, harmless texts that quote attack phrases, and attacks and harmless phrases spliced into
+documents at random depth. {stages}
+The command is `vauban train injection`; provenance.json has hashes, versions and settings.
+
+## Data
+
+| source | licence | attack | benign |
+|---|---|---|---|
+{sources}
+
+Texts are not redistributed. Development files guided training and set calibration and thresholds,
+so the numbers above are optimistic; no test set was used.
+
+## Known failures
+
+- English WordPiece: attacks in languages of other scripts are read character by character or as
+  unknown tokens, and recall there is low.
+- Encoded attacks (base64, hex, rot13, reversed) are only found after decoding, which the guard's
+  text normaliser does before the encoder.
+- Adversarial suffixes and rewordings made against this model: it has had no adversarial training.
+- A harmless text that quotes an attack at length can be blocked; an attack phrased as an ordinary
+  request (no override, no role change) can pass.
+- Attacks split over several requests or segments: each is scored by itself.
+- Long benign input has more windows, hence more chances of a false alarm, than the short rows that
+  set the thresholds.
+"""
+
+
+_CONTINUED = """These are the settings of the last stage;
+it went on from earlier ones, whose settings are under `init` in provenance.json. A stage with
+`steps` there was stopped after so many; earlier stages may have drawn examples a little
+differently, so a new run gives like weights, not the same."""
+
+
+def model_card(
+    final: CheckpointConfig,
+    config: FitConfig,
+    splits: Sequence[Split],
+    rows: Sequence[Row],
+    *,
+    continued: bool,
+) -> str:
+    """:param continued: the run went on from another checkpoint instead of the base model."""
+    arch, window, calibration = final.architecture, final.window, final.calibration
+    scored = [(s, _scores(s, final)) for s in splits]
+    return _CARD.format(
+        layers=arch.layers,
+        hidden=arch.hidden_size,
+        vocab=f"{arch.vocab_size:,}",
+        window=window.max_tokens,
+        overlap=window.overlap_tokens,
+        temperature=calibration.temperature,
+        bias=calibration.bias,
+        block_at=final.block_at,
+        flag_at=final.flag_at,
+        numbers=_numbers(splits),
+        thresholds=", ".join(
+            f"{float(rate):.1%} FPR at {score:.4f}" for rate, score in final.thresholds.items()
+        ),
+        operating="; ".join(_operating(s, p, final.block_at) for s, p in scored),
+        error=evaluate.calibration_error(
+            np.concatenate([p for _, p in scored]), np.concatenate([s.labels for s in splits])
+        ),
+        cosines=", ".join(f"{s.name} {s.cosine:.3f}" for s in splits),
+        frozen=config.frozen_layers,
+        queries=arch.head_queries,
+        smoothing=config.label_smoothing,
+        every=config.distill_every,
+        weight=config.distill_weight,
+        rate=config.learning_rate,
+        head_rate=config.head_learning_rate,
+        epochs=config.epochs,
+        train_window=config.window_tokens,
+        sources=_sources(rows),
+        stages=_CONTINUED if continued else "",
+    )
+
+
+def _scores(split: Split, final: CheckpointConfig) -> Floats:
+    c = final.calibration
+    return evaluate.calibrate(split.logits, c.temperature, c.bias)
+
+
+def _numbers(splits: Sequence[Split]) -> str:
+    titles = ["file", "attacks", "benign", "AUC"]
+    titles += [f"recall at {rate:.1%} FPR" for rate in evaluate.RATES]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for split in splits:
+        cells = [
+            split.name,
+            str(int(split.labels.sum())),
+            str(int((split.labels == 0).sum())),
+            str(evaluate.bootstrap(evaluate.auc, split.logits, split.labels)),
+        ]
+        for rate in evaluate.RATES:
+
+            def recall(scores: Floats, labels: Labels, rate: float = rate) -> float:
+                return evaluate.recall_at(scores, labels, rate)
+
+            cells.append(str(evaluate.bootstrap(recall, split.logits, split.labels)))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _operating(split: Split, scores: Floats, block_at: float) -> str:
+    blocked = scores >= block_at
+    recall = blocked[split.labels == 1].mean()
+    false = blocked[split.labels == 0].mean()
+    return f"{split.name} recall {recall:.3f}, false positives {false:.2%}"
+
+
+def _origin(row: Row) -> tuple[str, str]:
+    if row.source.startswith("composite"):
+        return "combinations of the others", "licences of both parts"
+    return row.source, row.license
+
+
+def _sources(rows: Sequence[Row]) -> str:
+    counts = Counter((*_origin(row), row.label) for row in rows)
+    names = sorted({(source, license_) for source, license_, _ in counts})
+    return "\n".join(
+        f"| {source} | {license_} | {counts[source, license_, 1]} | {counts[source, license_, 0]} |"
+        for source, license_ in names
+    )

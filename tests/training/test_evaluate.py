@@ -1,0 +1,75 @@
+"""Metrics against their definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vauban.training import evaluate
+
+cases = st.lists(
+    st.tuples(st.integers(0, 8).map(lambda x: x / 8), st.integers(0, 1)), min_size=2, max_size=40
+).filter(lambda rows: 0 < sum(label for _, label in rows) < len(rows))
+
+
+def arrays(rows: list[tuple[float, int]]) -> tuple[np.ndarray, np.ndarray]:
+    scores, labels = zip(*rows, strict=True)
+    return np.array(scores, np.float64), np.array(labels, np.int64)
+
+
+@given(cases)
+def test_auc_is_the_share_of_right_pairs(rows: list[tuple[float, int]]) -> None:
+    scores, labels = arrays(rows)
+    gaps = scores[labels == 1][:, None] - scores[labels == 0][None]
+    assert evaluate.auc(scores, labels) == pytest.approx(((gaps > 0) + 0.5 * (gaps == 0)).mean())
+
+
+@given(cases, st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0]))
+def test_thresholds_keep_their_false_positive_rate(
+    rows: list[tuple[float, int]], rate: float
+) -> None:
+    scores, labels = arrays(rows)
+    at = evaluate.threshold_at(scores, labels, rate)
+    benign = scores[labels == 0]
+    assert (benign >= at).mean() <= rate
+    lower = scores[scores < at]
+    if lower.size:  # one step lower would break the promise
+        assert (benign >= lower.max()).mean() > rate or lower.max() not in benign
+
+
+def test_recall_at_a_rate() -> None:
+    scores = np.array([0.1, 0.2, 0.3, 0.4, 0.9, 0.35])
+    labels = np.array([0, 0, 0, 0, 1, 1])
+    assert evaluate.recall_at(scores, labels, 0.0) == 0.5
+    assert evaluate.recall_at(scores, labels, 0.25) == 1.0
+
+
+def test_temperature_recovers_a_known_calibration() -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 6, 40_000)
+    labels = (random.random(40_000) < evaluate.calibrate(logits, 2.5, -0.7)).astype(np.int64)
+    temperature, bias = evaluate.fit_temperature(logits, labels)
+    assert temperature == pytest.approx(2.5, rel=0.1)
+    assert bias == pytest.approx(-0.7, abs=0.1)
+    fitted = evaluate.calibrate(logits, temperature, bias)
+    assert evaluate.calibration_error(fitted, labels) < 0.01
+
+
+@pytest.mark.parametrize("sign", [1, -1, 0])
+def test_temperature_is_always_usable(sign: int) -> None:
+    logits = sign * np.linspace(-5, 5, 50)
+    labels = (np.linspace(-5, 5, 50) > 0).astype(np.int64)
+    temperature, bias = evaluate.fit_temperature(logits, labels)
+    assert 0 < temperature <= 1e3
+    assert np.isfinite(bias)
+
+
+def test_bootstrap_brackets_the_value() -> None:
+    random = np.random.default_rng(1)
+    labels = np.repeat([0, 1], 200)
+    scores = random.normal(labels, 1.0)
+    found = evaluate.bootstrap(evaluate.auc, scores, labels, rounds=100)
+    assert found.low < found.value < found.high
+    assert found == evaluate.bootstrap(evaluate.auc, scores, labels, rounds=100)

@@ -1,0 +1,56 @@
+"""The whole run on a tiny model and made-up rows, through the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from vauban.commands.train import app
+from vauban.detectors import checkpoint
+from vauban.detectors.encoder import Encoder
+from vauban.policy import EncoderPolicy
+from vauban.training import base
+from vauban.training.base import Start
+
+
+def test_a_checkpoint_comes_out(
+    data_dir: Path,
+    tmp_path: Path,
+    start: Start,
+    few_own_examples: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(base, "load_start", lambda *_args, **_kwargs: start)
+    out = tmp_path / "out"
+    arguments = ["injection", "--data", str(data_dir), "--out", str(out), "--epochs", "1"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in out.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "MODEL_CARD.md",
+        "provenance.json",
+    }
+    config = checkpoint.read_config(out)
+    assert config.flag_at <= config.block_at
+    encoder = Encoder.load(EncoderPolicy(weights=out), "cpu")
+    (found,) = encoder.encode([encoder.tokenizer(["hello there"])])
+    assert 0 <= found.score <= 1
+    card = (out / "MODEL_CARD.md").read_text()
+    assert "| someone/something | MIT | 40 | 80 |" in card
+    written = json.dumps(json.loads((out / "provenance.json").read_text()))
+    assert str(tmp_path) not in written + card
+    assert config.weights_sha256 in written
+
+
+def test_a_data_fault_is_an_exit_code(
+    tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "load_start", lambda *_args, **_kwargs: start)
+    arguments = ["injection", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
