@@ -90,6 +90,10 @@ class Guard:
         windows = self._tokenize(list(dict.fromkeys(views)) if screened else [])
         return Reading(tuple(texts), windows, dict(findings), complete)
 
+    def spells_control_token(self, text: str) -> bool:
+        """Whether cleaned pieces, put one after the other, make a chat-template control token."""
+        return self._normalize.neutralises(text)
+
     def judge(self, outcome: float | Reason) -> Verdict:
         """What an encoder's score, or its failure, means under the policy.
 

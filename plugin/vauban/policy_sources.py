@@ -9,6 +9,7 @@ allowed, and the server does not start.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,19 @@ ENV_PREFIX = "VAUBAN_"
 ENV_DELIMITER = "__"
 POLICY_FILE_VARIABLE = "VAUBAN_POLICY"
 FLAG_PREFIX = "--additional-config.vauban."
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's idea of a truth value: `off` and `on` are words, and modes of a policy."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +126,7 @@ def explain(loaded: LoadedPolicy) -> list[PolicyField]:
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
     except (OSError, UnicodeDecodeError) as error:
         raise PolicyError(f"policy file {path} can't be read: {error}") from None
     except yaml.YAMLError as error:
@@ -134,7 +148,7 @@ def _read_environment(environ: Mapping[str, str]) -> Mapping[str, Any]:
             continue
         *parents, leaf = variable[len(ENV_PREFIX) :].lower().split(ENV_DELIMITER)
         try:
-            value = yaml.safe_load(environ[variable])
+            value = yaml.load(environ[variable], _Loader)  # noqa: S506 - a SafeLoader
         except yaml.YAMLError:
             value = environ[variable]
         node = found

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from vauban.detectors.encoder import Encoded
 
 
+SLICE_TOKENS = 65_536
+"""Most tokens that one pass over the waiting requests takes at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class Screened:
     """The outcome for one request, and what it cost.
@@ -87,12 +91,23 @@ class ScreenQueue:
                     self._wake.wait()
                 if not self._waiting:
                     return
-                waiting = list(self._waiting)
-                self._waiting.clear()
-                self._tokens = 0
+                waiting = self._take()
             # A client that left while waiting has cancelled its future: don't encode for it.
             if batch := [w for w in waiting if w.done.set_running_or_notify_cancel()]:
                 self._answer(batch)
+
+    def _take(self) -> list[_Waiting]:
+        """The oldest that wait, up to a slice: a giant must not hold up all that came with it."""
+        taken: list[_Waiting] = []
+        tokens = 0
+        while self._waiting:
+            needed = self._waiting[0].windows.tokens
+            if taken and tokens + needed > SLICE_TOKENS:
+                break
+            tokens += needed
+            taken.append(self._waiting.popleft())
+        self._tokens -= tokens
+        return taken
 
     def _answer(self, batch: Sequence[_Waiting]) -> None:
         started = time.perf_counter()

@@ -42,7 +42,7 @@ def all_expected(rows: Rows) -> bool:
 
 def results_table(rows: Rows) -> Table:
     """One line per title; several requests are counted and summed up."""
-    table = Table("", "request", "verdict", box=box.SIMPLE_HEAD)
+    table = Table("", "request", "verdict", box=box.SIMPLE_HEAD, collapse_padding=True)
     table.add_column("score", justify="right")
     table.add_column("reason")
     table.add_column("added ms", justify="right")

@@ -101,6 +101,8 @@ def _policy_flags(flags: Sequence[str]) -> Mapping[str, Any]:
         except ValueError:
             raise PolicyError(f"{_CONFIG_FLAG}: not valid JSON") from None
         nested = config.get(_SECTION, {}) if isinstance(config, dict) else {}
+        if not isinstance(nested, dict):
+            raise PolicyError(f"{_CONFIG_FLAG}: {_SECTION} must be a mapping of policy sections")
     for index, flag in enumerate(flags):
         if not flag.startswith(FLAG_PREFIX):
             continue
@@ -113,6 +115,8 @@ def _policy_flags(flags: Sequence[str]) -> Mapping[str, Any]:
         node = nested
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise PolicyError(f"{flag}: {parent} is not a section")
         node[leaf] = _parsed(value)
     return nested
 

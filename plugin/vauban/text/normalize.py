@@ -94,6 +94,11 @@ class Normalizer:
         complete = segments.complete and not too_deep
         return Normalized(model, guard, MappingProxyType(dict(found)), complete)
 
+    def neutralises(self, text: str) -> bool:
+        """Whether a text, as it is, holds a control token that this normaliser would break."""
+        enforced = self._policy.mode is Mode.ENFORCE and self._policy.neutralise_control_tokens
+        return enforced and self._model_tokens.neutralise(text)[1] > 0
+
     def _clean(self, text: str) -> tuple[str, Counter[str]]:
         cleaned, found = clean(text)
         if not self._policy.neutralise_control_tokens:

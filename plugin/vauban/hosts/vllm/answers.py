@@ -1,6 +1,6 @@
 """What goes over the wire when vauban answers in the model's place.
 
-`ERROR_STATUS` semantics live in `errors.py`; here is the one place that turns a `RequestError` or
+Statuses and codes stand in `errors.py`; here is the one place that turns a `RequestError` or
 a blocking `Verdict` into bytes, in the form of each protocol: OpenAI's errors, Anthropic's errors,
 and, where the policy wants a normal answer, each protocol's own refusal, streamed or not. A
 client learns the reason code and the request id, never what was matched.

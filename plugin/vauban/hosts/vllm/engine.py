@@ -17,9 +17,11 @@ Tensor parallelism: every rank samples and must sample the same token. Only rank
 broadcasts its decisions as bytes, so the ranks agree bit for bit. A failing rank 0 broadcasts
 vetoes. Pipeline parallelism: only the last stage samples and screens.
 
-Does not cover: pooling models and V1 speculative decoding, for which vLLM loads no logits
-processor; the front screens there (`middleware.py`). vLLM applies a thinking budget after logits
-processors, so it can override a veto in the engine; the front still withholds the answer.
+Does not cover: log-probabilities of the first token (vLLM takes them before logits processors run;
+the front withholds them, offline `LLM` and gRPC do not). Pooling models and V1 speculative
+decoding, for which vLLM loads no logits processor; the front screens there (`middleware.py`). A
+thinking budget, which vLLM applies after logits processors and which can override a veto in the
+engine; the front still withholds the answer.
 """
 
 from __future__ import annotations
@@ -112,6 +114,11 @@ class GuardLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         if not self._vetoed:
             return logits
         vetoed = [row for row, decision in self._rows.items() if decision.veto]
+        if ctx is not None:  # a slot keeps its last decision until it is taken again
+            present = set(ctx.idx_mapping_np.tolist())
+            vetoed = [slot for slot in vetoed if slot in present]
+            if not vetoed:
+                return logits
         if ctx is None:
             rows = torch.tensor([row for row in vetoed if row < len(logits)], device=logits.device)
         else:

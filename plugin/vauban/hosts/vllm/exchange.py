@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import time
 from collections.abc import MutableMapping
@@ -12,8 +11,8 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from vauban.access.scopes import SYSTEM_PROMPT, allows
-from vauban.errors import Forbidden, MalformedRequest
+from vauban.access.scopes import ADMIN, SYSTEM_PROMPT, allows
+from vauban.errors import Forbidden, MalformedRequest, RequestTooLarge
 from vauban.guard import Reading
 from vauban.hosts.vllm.answers import Answer, blocked_answer, refusal_answer
 from vauban.hosts.vllm.bodies import Body, parse_body
@@ -29,7 +28,7 @@ from vauban.types import Mode, Principal, Reason, Verdict
 Message = MutableMapping[str, Any]
 
 REQUEST_ID_HEADER = "x-vauban-request-id"
-READ_APART_BYTES = 65_536
+READ_APART_BYTES = 8_192
 EARLY_START_TIMEOUT_MS = 600_000
 """A Responses stream starts before its request has left vLLM's queue; it may wait that long."""
 
@@ -62,6 +61,12 @@ class Exchange:
         self._front_ms = 0.0
         self._chars = self._segments = self._tokens = self._added_tokens = 0
         self._findings: tuple[tuple[str, int], ...] = ()
+        self._timer: asyncio.TimerHandle | None = None
+        if ADMIN not in principal.scopes:
+            # It becomes the id of a stored response: a caller could take or overwrite another's.
+            self._data.pop("request_id", None)
+        if principal.limit.tokens_per_min is not None:
+            self._data.pop("stream_interval", None)  # tokens of a stream are counted by its events
 
     async def serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         if self._route.kind is Kind.BOUNDED:
@@ -87,13 +92,18 @@ class Exchange:
             self._data,
             trusted_system=allows(self._principal.scopes, feature=SYSTEM_PROMPT),
             decode=front.decode,
+            max_leaves=front.policy.limits.max_segments,
         )
-        check_body_features(body, self._principal.scopes)
+        check_body_features(body, self._principal.scopes, front.policy)
         segments = body.segments
         self._chars = sum(len(s.text) for s in segments if not s.origin.trusted)
         self._segments = len(segments)
         reading = front.guard.read(segments)
+        if reading.windows.tokens > front.max_guard_tokens:
+            raise RequestTooLarge("the text is far longer than the model's context")
         body.put(reading.texts, front.encode)
+        if any(front.guard.spells_control_token(run) for run in body.conversations()):
+            raise MalformedRequest("a control token is spread over several pieces of text")
         self._added_tokens = front.framer.frame(body, self.shape)
         self._tokens = reading.windows.tokens
         self._findings = tuple(sorted(reading.findings.items()))
@@ -119,8 +129,9 @@ class Exchange:
         raw = json.dumps(self._data).encode()
         headers = MutableHeaders(raw=list(scope["headers"]))
         headers["content-length"] = str(len(raw))
-        if "transfer-encoding" in headers:
-            del headers["transfer-encoding"]
+        for name in [*headers]:  # the adapter header would change the model after the scope check
+            if name == "transfer-encoding" or name.startswith("x-amzn-sagemaker-"):
+                del headers[name]
         given = False
 
         async def receive_body() -> Message:
@@ -153,15 +164,15 @@ class Exchange:
         try:
             await app(*self._forward(scope, receive), gate.send)
         finally:
-            gate.charge()
+            gate.charge(self._tokens)
 
     async def _serve_with_engine(
         self, reading: Reading, app: ASGIApp, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Pass on with a mark, and hold the answer until the engine half has reported."""
         front = self._front
-        mark, nonce, reported = front.ask_engine(reading.windows)
-        self._reserved()[RESERVED_KEY] = mark
+        reserved = self._reserved()  # may refuse, so before anything is registered
+        reserved[RESERVED_KEY], nonce, reported = front.ask_engine(reading.windows)
         gate = Gate(send, self._principal, front.identity, on_body=lambda: self._limit(reported))
         forwarded = self._forward(scope, receive)
         serving = asyncio.ensure_future(_run(app, *forwarded, gate.send))
@@ -176,8 +187,9 @@ class Exchange:
                 verdict = self._judge(report)
                 if verdict.blocked and not gate.is_open:
                     gate.drop()
+                    decision = self._record(verdict, report)
                     await _stop(serving)  # vLLM aborts the request and frees its KV cache
-                    await self._refuse(send, verdict, report)
+                    await self._answer_blocked(send, verdict, decision)
                     return
                 decision = self._record(verdict, report, gate.held_ms())
                 if not gate.is_open:
@@ -188,8 +200,10 @@ class Exchange:
         finally:
             front.forget(nonce)
             reported.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             await _stop(serving)
-            gate.charge()
+            gate.charge(self._tokens)
 
     def _limit(self, reported: asyncio.Future[Report]) -> None:
         """The engine has begun to answer, so its verdict must be near: a lost one is a failure."""
@@ -201,7 +215,8 @@ class Exchange:
             if not reported.done():
                 reported.set_result(Report(b"", None, Reason.SCREEN_TIMEOUT, 0, 0.0, 0.0))
 
-        asyncio.get_running_loop().call_later(timeout_ms / 1000, give_up)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(timeout_ms / 1000, give_up)
 
     # -- out -------------------------------------------------------------------------------------
 
@@ -211,7 +226,9 @@ class Exchange:
         return self._front.guard.judge(report.score)
 
     async def _refuse(self, send: Send, verdict: Verdict, report: Report | None) -> None:
-        decision = self._record(verdict, report)
+        await self._answer_blocked(send, verdict, self._record(verdict, report))
+
+    async def _answer_blocked(self, send: Send, verdict: Verdict, decision: Decision) -> None:
         policy = self._front.policy.answer
         answer = None
         if policy.blocked == "refusal":
@@ -287,5 +304,5 @@ async def _stop(task: asyncio.Future[None]) -> None:
     """Cancel the application's work for this request and wait until it has let go."""
     if not task.done():
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        # What it raises on the way out is not what this request is answered with.
+        await asyncio.gather(task, return_exceptions=True)

@@ -23,7 +23,9 @@ _ECHO_FIELDS = (
     "return_token_offsets", "enable_response_messages",
 )  # fmt: skip
 # They point the server at other hosts.
-_ADMIN_FIELDS = ("kv_transfer_params", "ec_transfer_params")
+_ADMIN_FIELDS = ("kv_transfer_params", "ec_transfer_params", "features")
+# They cut the operator's instruction off.
+_CUT_FIELDS = ("truncate_prompt_tokens", "truncation_side")
 _CLIENT_TOOLS = frozenset({"function", "custom", "namespace"})
 _UNSET: tuple[Any, ...] = (None, False, [], {})
 
@@ -58,21 +60,32 @@ def _check_options(fields: Mapping[str, Any], scopes: frozenset[str], policy: Po
         for name in names:
             if _is_set(fields, name):
                 _require(scopes, feature, name)
+    if "message.output_text.logprobs" in _listed(fields.get("include")):
+        _require(scopes, "logprobs", "include")
+    for name in ("text", "output_config"):
+        options = fields.get(name)
+        if isinstance(options, dict) and _is_set(
+            {"response_format": options.get("format")}, "response_format"
+        ):
+            _require(scopes, "structured_outputs", name)
     for name in _ADMIN_FIELDS:
         if _is_set(fields, name) and ADMIN not in scopes:
             raise Forbidden(f"{name} needs the scope {ADMIN}", param=name)
     if policy.sandwich.instruction and not allows(scopes, feature=SYSTEM_PROMPT):
-        for name in _ECHO_FIELDS:
+        cut = ("truncation",) if fields.get("truncation") == "auto" else ()
+        for name in (*_ECHO_FIELDS, *_CUT_FIELDS, *cut):
             if _is_set(fields, name):
                 raise Forbidden(f"{name} needs the scope {SYSTEM_PROMPT}", param=name)
 
 
-def check_body_features(body: Body, scopes: frozenset[str]) -> None:
+def check_body_features(body: Body, scopes: frozenset[str], policy: Policy) -> None:
     """:raises Forbidden: the caller lacks a scope for what the body holds."""
     if body.has_media:
         _require(scopes, "multimodal", "images, audio and video")
     if body.has_token_ids():
         _require(scopes, "token_ids", "token ids in place of text")
+        if policy.sandwich.instruction and not allows(scopes, feature=SYSTEM_PROMPT):
+            raise Forbidden(f"token ids in place of text need the scope {SYSTEM_PROMPT}")
 
 
 def _is_set(fields: Mapping[str, Any], name: str) -> bool:
@@ -86,6 +99,10 @@ def _is_set(fields: Mapping[str, Any], name: str) -> bool:
     return not any(value is unset or value == unset for unset in _UNSET) or (
         name in ("logprobs", "prompt_logprobs") and value is not None and value is not False
     )
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _require(scopes: frozenset[str], feature: str, what: str) -> None:

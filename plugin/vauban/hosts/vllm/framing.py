@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from vauban.errors import MalformedRequest
 from vauban.hosts.vllm.bodies import Body, Leaf
 from vauban.hosts.vllm.routes import Shape
 from vauban.text.sandwich import Framed, Sandwich
-from vauban.types import Segment
+from vauban.types import Origin, Segment
 
 _SYSTEM_ROLES = ("system", "developer")
+_NOTHING_SAID = Segment(".", Origin.USER)
 
 
 class Framer:
@@ -27,13 +30,17 @@ class Framer:
     def frame(self, body: Body, shape: Shape) -> int:
         """Frame the untrusted turns of a body in place; returns the tokens added, an upper bound.
 
-        To be called after `Body.put`: the frame goes around cleaned text.
+        To be called after `Body.put`: the frame goes around cleaned text. Where all turns are
+        said to be the model's or the system's, those are framed: a role must not take it away.
         """
         data = body.data
         if shape is Shape.COMPLETION:
             return sum(self._completion(leaf) for leaf in body.leaves if leaf.frame)
         if shape is Shape.CHAT:
-            return sum(self._chat(body, messages) for messages in _conversations(data))
+            return sum(
+                self._chat(messages, leaves, bool(data.get("continue_final_message")))
+                for messages, leaves in _conversations(body)
+            )
         if shape is Shape.RESPONSES:
             return self._responses(body)
         if shape is Shape.ANTHROPIC:
@@ -45,15 +52,13 @@ class Framer:
         leaf.container[leaf.key] = text
         return added
 
-    def _chat(self, body: Body, messages: list[Any]) -> int:
-        leaves = _leaves_in(body, messages)
+    def _chat(self, messages: list[Any], turns: list[Leaf], continued: bool) -> int:
         last = messages[-1] if messages else None
-        open_end = isinstance(last, dict) and last.get("role") != "assistant"
+        open_end = isinstance(last, dict) and last.get("role") != "assistant" and not continued
         sandwich = self._late if open_end else self._inline
         first = messages[0] if messages and isinstance(messages[0], dict) else {}
         has_system = first.get("role") in _SYSTEM_ROLES
-        framed = sandwich.chat([Segment(x.text, x.origin) for x in leaves], has_system=has_system)
-        _write(leaves, framed.texts)
+        framed = _frame(sandwich, turns, has_system=has_system)
         if framed.system is not None:
             if has_system:
                 first["content"] = _merged(framed.system, first.get("content"))
@@ -71,54 +76,47 @@ class Framer:
         return framed.added_tokens
 
     def _responses(self, body: Body) -> int:
-        """The system text goes into `input`: vLLM's answer repeats `instructions` to the client.
-
-        A request that continues a stored response has the system text in its history.
-        """
+        """The system text goes into `input`: vLLM's answer repeats `instructions` to the client."""
         data = body.data
         framed = self._frame_inline(body, has_system=bool(data.get("instructions")))
-        if framed.system is not None and data.get("previous_response_id") is None:
+        if framed.system is not None:
             turns = data.get("input")
             if isinstance(turns, str):
                 turns = [{"role": "user", "content": turns}]
             content = _merged(framed.system, data.pop("instructions", None))
-            data["input"] = [{"role": "system", "content": content}, *(turns or [])]
+            others = turns if isinstance(turns, list) else []
+            data["input"] = [{"role": "system", "content": content}, *others]
         return framed.added_tokens
 
     def _frame_inline(self, body: Body, *, has_system: bool) -> Framed:
-        leaves = [leaf for leaf in body.leaves if leaf.frame]
-        framed = self._inline.chat(
-            [Segment(leaf.text, leaf.origin) for leaf in leaves], has_system=has_system
-        )
-        _write(leaves, framed.texts)
-        return framed
+        return _frame(self._inline, body.leaves, has_system=has_system)
 
 
-def _conversations(data: dict[str, Any]) -> list[list[Any]]:
-    """The conversations of a chat body: one, or many on the batch route."""
-    messages = data.get("messages")
+def _frame(sandwich: Sandwich, turns: Sequence[Leaf], *, has_system: bool) -> Framed:
+    """Frame what a user or tool said; without any of that, what is said to be others' words."""
+    untrusted = [x for x in turns if not x.origin.trusted and x.text and x.container is not None]
+    leaves = [x for x in untrusted if x.frame] or [x for x in untrusted if x.own_words]
+    if not leaves:  # only media: the operator's text still has to stand before it
+        return sandwich.chat([_NOTHING_SAID], has_system=has_system)
+    framed = sandwich.chat([Segment(x.text, x.origin) for x in leaves], has_system=has_system)
+    for leaf, text in zip(leaves, framed.texts, strict=True):
+        leaf.container[leaf.key] = text
+    return framed
+
+
+def _conversations(body: Body) -> list[tuple[list[Any], list[Leaf]]]:
+    """The conversations of a chat body and their text: one, or many on the batch route."""
+    messages = body.data.get("messages")
     if not isinstance(messages, list):
         return []
-    if messages and all(isinstance(item, list) for item in messages):
-        return messages
-    return [messages]
-
-
-def _leaves_in(body: Body, messages: list[Any]) -> list[Leaf]:
-    """The leaves of one conversation that may be framed."""
-    holders: set[int] = set()
-    waiting: list[Any] = list(messages)
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, (dict, list)):
-            holders.add(id(item))
-            waiting.extend(item.values() if isinstance(item, dict) else item)
-    return [leaf for leaf in body.leaves if leaf.frame and id(leaf.container) in holders]
-
-
-def _write(leaves: list[Leaf], texts: tuple[str, ...]) -> None:
-    for leaf, text in zip(leaves, texts, strict=True):
-        leaf.container[leaf.key] = text
+    if not messages or not all(isinstance(item, list) for item in messages):
+        return [(messages, body.leaves)]
+    found: list[tuple[list[Any], list[Leaf]]] = [(item, []) for item in messages]
+    for leaf in body.leaves:
+        field, _, index = leaf.part_of.partition(".")
+        if field == "messages" and index.isdecimal():
+            found[int(index)][1].append(leaf)
+    return found
 
 
 def _merged(system: str, present: Any) -> Any:
@@ -133,4 +131,4 @@ def _merged(system: str, present: Any) -> Any:
         return f"{system}\n{present}"
     if isinstance(present, list):
         return [{"type": "text", "text": system}, *present]
-    return present
+    raise MalformedRequest("the content of a message must be text or a list of parts")

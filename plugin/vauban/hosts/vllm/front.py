@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from starlette.datastructures import State
 
 logger = logging.getLogger(__name__)
+
+GUARD_TOKENS_PER_MODEL_TOKEN = 8
+MIN_GUARD_TOKENS = 4_096
+"""More than that can't reach the model: overlap, hidden text and coarse scripts included."""
+_BRACKETED = re.compile(r"[<\[{(｜][^\s]*[>\]})｜]")
 
 
 class Front:
@@ -80,6 +86,8 @@ class Front:
         self.tokenizer = state.engine_client.renderer.get_tokenizer()
         self.guard = Guard(self.policy, _special_tokens(self.tokenizer))
         self.framer = self._make_framer(state)
+        context = state.engine_client.model_config.max_model_len
+        self.max_guard_tokens = GUARD_TOKENS_PER_MODEL_TOKEN * context + MIN_GUARD_TOKENS
         self.default_model = state.openai_serving_models.model_name()
         runtime = open_runtime()
         self._sealer = runtime.sealer
@@ -151,9 +159,9 @@ class Front:
         self.metrics.observe(decision)
         self.audit.decision(decision)
 
-    def record_refusal(self, error: RequestError, path: str, request_id: str) -> None:
+    def record_refusal(self, error: RequestError, route: str, request_id: str) -> None:
         self.metrics.refused.labels(error.code).inc()
-        self.audit.refused(request_id=request_id, code=error.code, path=path[:200])
+        self.audit.refused(request_id=request_id, code=error.code, route=route)
 
     # -- start-up ------------------------------------------------------------------------------
 
@@ -218,5 +226,6 @@ class Front:
 def _special_tokens(tokenizer: Any) -> list[str]:
     """The served tokenizer's special tokens, as text."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
-    special = {str(token) for token in added.values() if getattr(token, "special", True)}
-    return sorted(special | set(getattr(tokenizer, "all_special_tokens", [])))
+    # Also those not flagged as special: templates use `<tool_response>` and the like just so.
+    control = {str(token) for token in added.values() if _BRACKETED.fullmatch(str(token))}
+    return sorted(control | set(getattr(tokenizer, "all_special_tokens", [])))

@@ -26,7 +26,8 @@ class Gate:
     While it is shut, messages are kept here: nothing that a model said passes. It must not make
     the server wait, because a streaming answer sends its start, and some protocols their first
     events, before the request has even reached the engine; only over `MAX_HELD_BYTES` it does.
-    An error answer of the server (status 400 and above) holds no model output and passes at once:
+    An error answer of the server (status 400 and above) is taken to hold no model output, which is
+    so for vLLM's, and passes at once:
     a request that vLLM refuses never reaches the engine, so no verdict would ever come.
 
     :param on_body: called when the first part of an answer's body is held.
@@ -111,7 +112,10 @@ class Gate:
             self._counter.feed(message.get("body", b""))
         await self._send(message)
 
-    def charge(self) -> None:
-        """Count the tokens of this answer against the caller's budget."""
+    def charge(self, prompt_tokens: int) -> None:
+        """Count the tokens of this answer against the caller's budget.
+
+        :param prompt_tokens: an estimate, for a stream that does not say.
+        """
         if self._counter is not None:
-            self._identity.charge(self._principal, self._counter.total())
+            self._identity.charge(self._principal, self._counter.total(prompt_tokens))

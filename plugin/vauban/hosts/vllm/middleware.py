@@ -77,7 +77,7 @@ class GuardMiddleware:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = self._front.new_request_id()
-        shape = Shape.CHAT
+        shape, path = Shape.CHAT, "unknown"  # not the client's path: that is text, too
         try:
             route, path = self._route(scope)
             if route is None:  # a CORS preflight of an open route
@@ -94,7 +94,7 @@ class GuardMiddleware:
                 shape = exchange.shape
                 await exchange.serve(self._app, scope, receive, send)
         except RequestError as error:
-            self._front.record_refusal(error, scope.get("path", ""), request_id)
+            self._front.record_refusal(error, path, request_id)
             answer = error_answer(error, shape, request_id)
             await send_answer(send, answer, {REQUEST_ID_HEADER: request_id})
 

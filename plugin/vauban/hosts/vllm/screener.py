@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vauban.errors import RequestTooLarge
 from vauban.guard import Guard
+from vauban.hosts.vllm.bodies import NO_CHARACTER
 from vauban.hosts.vllm.channel import Report, ReportSender, announce_engine
 from vauban.hosts.vllm.mark import Mark, Order, Sealer
 from vauban.hosts.vllm.runtime import open_runtime
@@ -79,7 +81,8 @@ class StepScreener:
             ScreenQueue(on_own_stream(encoder.encode, device), policy.encoder.queue_tokens),
             runtime.sealer,
             ReportSender(runtime.sealer, runtime.directory),
-            tokenizer.decode,
+            # Read as text, the template's own control tokens would look like a forgery.
+            partial(tokenizer.decode, skip_special_tokens=True),
         )
         announce_engine(runtime.directory, policy.digest)
         logger.info("vauban screens in the engine, policy %s", policy.digest)
@@ -121,19 +124,20 @@ class StepScreener:
 
     def settle(self, decisions: Sequence[Decision]) -> None:
         """Wait for the encoder and judge. A wait over the policy's timeout is a failure."""
-        timeout_s = self._guard.policy.encoder.timeout_ms / 1000
+        deadline = time.monotonic() + self._guard.policy.encoder.timeout_ms / 1000
         for decision in decisions:
             if decision.veto is not None:
                 continue
             verdict = self._guard.judge(Reason.SCREEN_FAILED)
             if decision.screened is not None:
                 try:
-                    screened = decision.screened.result(timeout_s)
+                    screened = decision.screened.result(max(0.0, deadline - time.monotonic()))
                     outcome = screened.outcome
                     verdict = self._guard.judge(
                         outcome if isinstance(outcome, Reason) else outcome.score
                     )
                 except TimeoutError:
+                    decision.screened.cancel()
                     verdict = self._guard.judge(Reason.SCREEN_TIMEOUT)
             decision.veto = verdict.blocked
             decision.screened = None
@@ -157,7 +161,10 @@ class StepScreener:
             decision.veto = self._failed().blocked
             return None
         try:
-            reading = self._guard.read([Segment(self._decode(ids), Origin.USER)])
+            text = self._decode(ids)
+            if NO_CHARACTER in text:  # byte tokens that hide what stands beside them
+                raise ValueError("not whole text")
+            reading = self._guard.read([Segment(text, Origin.USER)])
         except (RequestTooLarge, OverflowError, IndexError, TypeError, ValueError):
             # Too large, or ids that the tokenizer does not have: nothing that could be read.
             decision.veto = self._failed().blocked
@@ -171,7 +178,8 @@ class StepScreener:
         return self._guard.judge(Reason.UNREAD_TEXT)
 
     def _report(self, mark: Mark, done: Future[Screened]) -> None:
-        screened = done.result()
+        late = Screened(Reason.SCREEN_TIMEOUT)
+        screened = late if done.cancelled() else done.result()
         outcome = screened.outcome
         failed = isinstance(outcome, Reason)
         report = Report(

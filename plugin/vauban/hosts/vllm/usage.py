@@ -16,7 +16,7 @@ class TokenCounter:
     """Prompt and completion tokens of one answer.
 
     From the `usage` that the answer ends with; a stream without one counts a token for each
-    event, which leaves out the prompt.
+    event, and `prompt_tokens`, an estimate, for the prompt.
     """
 
     def __init__(self) -> None:
@@ -27,10 +27,10 @@ class TokenCounter:
         self._events += chunk.count(_EVENT)
         self._tail = (self._tail + chunk)[-_TAIL_BYTES:]
 
-    def total(self) -> int:
+    def total(self, prompt_tokens: int = 0) -> int:
         if totals := _TOTAL.findall(self._tail):
             return int(totals[-1])
         inputs, outputs = _INPUT.findall(self._tail), _OUTPUT.findall(self._tail)
         if inputs or outputs:
             return int((inputs or [b"0"])[-1]) + int((outputs or [b"0"])[-1])
-        return self._events
+        return prompt_tokens + self._events

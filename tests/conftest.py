@@ -1,0 +1,80 @@
+"""What every test may use: an encoder that needs no weights, and policies."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from vauban.detectors.encoder import Encoded
+from vauban.detectors.windows import Windows
+from vauban.guard import Guard
+from vauban.policy import Policy
+
+# A busy machine is no reason to fail.
+settings.register_profile("vauban", deadline=None)
+settings.load_profile("vauban")
+
+TRIGGER = "volcano"
+TRIGGER_ID = 12_779
+HIGH, LOW = 0.999, 0.001
+
+
+class FakeEncoder:
+    """Scores a request HIGH when TRIGGER is in one of its windows, LOW otherwise.
+
+    `batches` has the size of every batch that was encoded; `fail` is raised instead when set.
+    """
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.fail: Exception | None = None
+
+    def encode(self, batch: Sequence[Windows]) -> list[Encoded]:
+        self.batches.append(len(batch))
+        if self.fail is not None:
+            raise self.fail
+        return [self._one(windows) for windows in batch]
+
+    @staticmethod
+    def _one(windows: Windows) -> Encoded:
+        ids = [ids for per_model in windows.per_model for ids in per_model]
+        hit = any(TRIGGER_ID in window for window in ids)
+        digest = hashlib.sha256(windows.to_bytes()).digest()
+        embedding = np.frombuffer(digest, np.uint8).astype(np.float32)
+        return Encoded(HIGH if hit else LOW, embedding / np.linalg.norm(embedding), len(ids))
+
+
+@pytest.fixture
+def fake_encoder() -> FakeEncoder:
+    return FakeEncoder()
+
+
+@pytest.fixture(scope="session")
+def make_policy() -> Callable[..., Policy]:
+    """make_policy(injection={"mode": "off"}, ...) -> Policy."""
+
+    def make(**sections: dict[str, object]) -> Policy:
+        return Policy.model_validate(sections)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_guard(make_policy: Callable[..., Policy]) -> Callable[..., Guard]:
+    """make_guard(injection={...}, ...) -> Guard with the shipped tokenizer, block 0.9, flag 0.5."""
+
+    def make(**sections: dict[str, object]) -> Guard:
+        thresholds = {"block_at": 0.9, "flag_at": 0.5}
+        sections["injection"] = thresholds | sections.get("injection", {})
+        return Guard(make_policy(**sections))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def guard(make_guard: Callable[..., Guard]) -> Guard:
+    return make_guard()
