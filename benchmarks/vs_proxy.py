@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> Result:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args(argv).quick
-    repeats, per_client = (2, 2) if quick else (5, 5)
+    repeats, per_client = (2, 2) if quick else (5, 3)
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch, arms(Path(scratch)) as found:
         measures = list(run(found, repeats=repeats, per_client=per_client))
     result = Result(

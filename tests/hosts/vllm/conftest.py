@@ -240,6 +240,7 @@ async def make_server(
             *(Sandwich(front.policy.sandwich, found, _tokens) for found in (probed, inline))
         )
         front.default_model = "standin"
+        front.max_guard_tokens = 100_000
         front.place = place
         front._sealer = sealer
         front._receiver = ReportReceiver(sealer, runtime_dir)
