@@ -122,7 +122,10 @@ def opened(flags: dict[str, Any], model: Path, log: Path) -> Iterator[Front]:
     front = Front()
     state = SimpleNamespace(
         args=SimpleNamespace(additional_config=config, host="127.0.0.1", uds=None),
-        engine_client=SimpleNamespace(renderer=SimpleNamespace(get_tokenizer=lambda: tokenizer)),
+        engine_client=SimpleNamespace(
+            renderer=SimpleNamespace(get_tokenizer=lambda: tokenizer),
+            model_config=SimpleNamespace(max_model_len=8_192),
+        ),
         online_renderer=SimpleNamespace(chat_template=None),
         openai_serving_models=SimpleNamespace(model_name=lambda: "standin"),
     )
