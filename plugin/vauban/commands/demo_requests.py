@@ -25,6 +25,10 @@ class DemoRequest:
 
 def demo_requests() -> tuple[DemoRequest, ...]:
     """The requests that are sent one after the other."""
+    return (*_texts(), *_tools_and_streams())
+
+
+def _texts() -> tuple[DemoRequest, ...]:
     return (
         _user("plain question", "What is the difference between weather and climate?"),
         _user(
@@ -60,6 +64,11 @@ def demo_requests() -> tuple[DemoRequest, ...]:
             + prose(DOCUMENT_WORDS // 2, seed=3),
             attack=True,
         ),
+    )
+
+
+def _tools_and_streams() -> tuple[DemoRequest, ...]:
+    return (
         _tool(
             "tool result",
             '{"station": "Lisbon", "temperature_c": 21, "sky": "partly cloudy", "wind_km_h": 14}',
