@@ -18,7 +18,7 @@ from vauban.detectors.windows import Windows, WindowTokenizer
 from vauban.errors import RequestTooLarge, ScreeningFailed
 from vauban.policy import Policy
 from vauban.text.normalize import Normalizer
-from vauban.types import Action, Mode, Reason, Segment, Signal, Verdict
+from vauban.types import Action, Mode, Origin, Reason, Segment, Signal, Verdict
 
 if TYPE_CHECKING:
     from vauban.detectors.encoder import Encoded
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 INJECTION = "injection"
+_END_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class Guard:
         self._check_size(segments)
         texts: list[str] = []
         views: list[str] = []
+        whole: list[tuple[Origin, str]] = []
         parts: dict[str, list[str]] = {}
         findings: Counter[str] = Counter()
         complete = True
@@ -83,9 +85,11 @@ class Guard:
                 views.extend(normalized.guard[1:])
             else:
                 views.extend(normalized.guard)
+                whole.extend((segment.origin, view) for view in normalized.guard[:1])
             findings.update(normalized.findings)
             complete = complete and normalized.complete
         views.extend("\n".join(pieces) for pieces in parts.values())
+        views.extend(_across(whole))
         screened = self.policy.injection.mode is not Mode.OFF
         windows = self._tokenize(list(dict.fromkeys(views)) if screened else [])
         return Reading(tuple(texts), windows, dict(findings), complete)
@@ -134,6 +138,25 @@ class Guard:
                 f"the request has {characters} characters of text; at most"
                 f" {limits.max_text_chars} are served"
             )
+
+
+def _across(texts: Sequence[tuple[Origin, str]]) -> list[str]:
+    """Texts in sequence read as one, so that an attack cut over turns or results is seen whole.
+
+    Once all of them, once those of one origin (a client's own turns, whatever the assistant said
+    in between). Only both ends of a long text are taken: it has been read by itself, and what is
+    cut crosses a border. So this at most doubles, for two origins triples, what is read.
+    """
+    ends = [(origin, _ends(text)) for origin, text in texts]
+    groups = [[text for _, text in ends]]
+    groups += [[text for o, text in ends if o is origin] for origin in dict(ends)]
+    return ["\n".join(group) for group in groups if len(group) > 1]
+
+
+def _ends(text: str) -> str:
+    if len(text) <= 2 * _END_CHARS:
+        return text
+    return f"{text[:_END_CHARS]}\n{text[-_END_CHARS:]}"
 
 
 def encode_each(

@@ -13,8 +13,11 @@ from vauban.detectors import checkpoint
 from vauban.detectors.checkpoint import Architecture
 from vauban.detectors.windows import WindowTokenizer
 from vauban.policy import EncoderPolicy
-from vauban.training import plan
+from vauban.training import fit, mixture
 from vauban.training.base import Start, new_head
+from vauban.training.data import Reader, read_rows
+from vauban.training.lexicon import Lexicon
+from vauban.training.mixture import Mixture
 
 ARCH = Architecture(
     vocab_size=30_522,
@@ -64,9 +67,22 @@ def data_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def few_own_examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OWN_BENIGN", "OWN_ATTACKS", "SPLICED_ATTACKS", "SPLICED_BENIGN"):
-        monkeypatch.setattr(plan, name, 15)
+def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools of 64 examples; patched wherever the number is known."""
+    monkeypatch.setattr(mixture, "POOL_EXAMPLES", 64)
+    monkeypatch.setattr(fit, "POOL_EXAMPLES", 64)
+
+
+@pytest.fixture
+def reader(tokenizer: WindowTokenizer) -> Reader:
+    return Reader(tokenizer)
+
+
+@pytest.fixture
+def small_mixture(data_dir: Path, reader: Reader, small_pools: None) -> Mixture:
+    rows = read_rows(data_dir / "train.jsonl.gz")
+    lexicon = Lexicon.fit((ids, row.label) for row in rows for ids in reader(row.text))
+    return Mixture(rows, reader, lexicon, body=60, overlap=10)
 
 
 @pytest.fixture(scope="session")

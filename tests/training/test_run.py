@@ -20,12 +20,12 @@ def test_a_checkpoint_comes_out(
     data_dir: Path,
     tmp_path: Path,
     start: Start,
-    few_own_examples: None,
+    small_pools: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(base, "load_start", lambda *_args, **_kwargs: start)
     out = tmp_path / "out"
-    arguments = ["injection", "--data", str(data_dir), "--out", str(out), "--epochs", "1"]
+    arguments = ["injection", "--data", str(data_dir), "--out", str(out), "--examples", "128"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert {path.name for path in out.iterdir()} == {

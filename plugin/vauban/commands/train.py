@@ -26,24 +26,38 @@ def injection(
     init: Annotated[
         Path | None, typer.Option(help="Checkpoint to go on from; default: the base model.")
     ] = None,
-    epochs: Annotated[float, typer.Option(min=0.01, max=100.0)] = 1.0,
+    examples: Annotated[int, typer.Option(min=1, help="Texts to show.")] = 98_304,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    learning_rate: Annotated[float, typer.Option(min=0.0, max=1.0)] = 8e-5,
-    window_tokens: Annotated[int, typer.Option(min=16, max=512)] = 160,
+    learning_rate: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1e-4,
+    window_tokens: Annotated[int, typer.Option(min=16, max=512)] = 128,
+    adversarial_after: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Share of the run after which FGSM is on; 1: never."),
+    ] = 1.0,
+    hold_out: Annotated[
+        list[str] | None, typer.Option(help="Leave out sources whose name has this; repeatable.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="torch device, or auto.")] = "auto",
 ) -> None:
     """Fine-tune the injection head and the upper layers, calibrate, write int8 weights."""
+    import torch
+
     from vauban.training.base import load_start  # torch is heavy; --help stays quick
     from vauban.training.fit import FitConfig
     from vauban.training.run import train_injection
 
     console = Console(stderr=True)
     config = FitConfig(
-        epochs=epochs,
+        examples=examples,
         seed=seed,
         learning_rate=learning_rate,
-        head_learning_rate=round(7.5 * learning_rate, 12),
+        head_learning_rate=round(5 * learning_rate, 12),
         window_tokens=window_tokens,
+        overlap_tokens=window_tokens * 5 // 16,
+        adversarial_after=adversarial_after,
     )
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         with _progress(console) as bars:
             tasks: dict[str, TaskID] = {}
@@ -53,7 +67,10 @@ def injection(
                     tasks[task] = bars.add_task(task, total=total, note="")
                 bars.update(tasks[task], completed=done, note=note)
 
-            final = train_injection(load_start(seed, init=init), data, out, config, track)
+            start = load_start(seed, init=init)
+            final = train_injection(
+                start, data, out, config, track, device=device, hold_out=hold_out or []
+            )
     except VaubanError as error:
         console.print(f"[red]{error}[/red]", highlight=False)
         raise typer.Exit(2) from error

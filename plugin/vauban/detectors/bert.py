@@ -1,4 +1,8 @@
-"""The encoder's network: BERT layers (arXiv 1810.04805) and an attention-pooled injection head.
+"""The encoder's network: BERT layers (arXiv 1810.04805) with two heads for the injection logit.
+
+The deep head pools the last layer by attention; the lexical head is a linear model over single
+tokens and pairs of neighbours, the wide part of wide & deep (arXiv 1606.07792). Their errors
+differ, so their sum finds more than either.
 
 Written out instead of taken from `transformers`: half the overhead at batch 1 and nothing to
 import. A test holds it equal to `transformers.BertModel`.
@@ -14,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from vauban.detectors.checkpoint import Architecture
+from vauban.detectors.checkpoint import LEXICAL_ROW, Architecture
 from vauban.errors import WeightsError
 
 
@@ -95,6 +99,37 @@ class InjectionHead(nn.Module):
         return logit.squeeze(-1)
 
 
+class LexicalHead(nn.Module):
+    """Sum of one weight per token and per pair of neighbours, over the root of their number.
+
+    Weights are found by hash; `table` is cut into rows only so that each has its own int8 scale.
+    """
+
+    def __init__(self, buckets: int) -> None:
+        super().__init__()
+        self.table = _empty(buckets // LEXICAL_ROW, LEXICAL_ROW)
+
+    def forward(self, ids: Tensor, real: Tensor | None) -> Tensor:
+        buckets = self.table.numel()
+        single, pair = lexical_buckets(ids, buckets)
+        weights = self.table.view(-1)
+        single, pair = weights[single], weights[pair]
+        if real is None:
+            count = single.new_full((len(ids),), single.shape[1] + pair.shape[1])
+        else:
+            single, pair = single * real, pair * real[:, 1:]
+            count = (2 * real.sum(dim=1) - 1).to(single.dtype)
+        total: Tensor = single.sum(dim=1) + pair.sum(dim=1)
+        return total / count.sqrt()
+
+
+def lexical_buckets(ids: Tensor, buckets: int) -> tuple[Tensor, Tensor]:
+    """Buckets of the tokens [windows, tokens] and of pairs of neighbours [windows, tokens - 1]."""
+    single = (ids * 40_503 + 11) % buckets
+    pair = (ids[:, :-1] * 1_000_003 + ids[:, 1:] * 7_919) % buckets
+    return single, pair
+
+
 class EncoderModel(nn.Module):
     """Token windows to an injection logit and a unit embedding each."""
 
@@ -105,6 +140,7 @@ class EncoderModel(nn.Module):
         self.embedding_norm = Norm(arch.hidden_size, arch.layer_norm_eps)
         self.layers = nn.ModuleList(Layer(arch) for _ in range(arch.layers))
         self.head = InjectionHead(arch)
+        self.lexical = LexicalHead(arch.lexical_buckets) if arch.lexical_buckets else None
 
     @classmethod
     def build(cls, arch: Architecture, tensors: Mapping[str, NDArray[np.float32]]) -> EncoderModel:
@@ -135,17 +171,25 @@ class EncoderModel(nn.Module):
         normed: Tensor = self.embedding_norm(x)
         return normed
 
+    def hidden(self, ids: Tensor, real: Tensor | None) -> Tensor:
+        """Last hidden states, [windows, tokens, hidden]."""
+        x = self.embed_tokens(ids)
+        mask = None if real is None else real[:, None, None, :]
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x
+
     def forward(self, ids: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
         """
         :param ids: [windows, tokens] int64, padded at the end.
         :param real: [windows, tokens] bool, False where padded; None when nothing is padded.
         :return: logits [windows] and unit embeddings [windows, hidden], float32.
         """
-        x = self.embed_tokens(ids)
-        mask = None if real is None else real[:, None, None, :]
-        for layer in self.layers:
-            x = layer(x, mask)
-        return self.head(x, real).float(), mean_pool(x, real)
+        x = self.hidden(ids, real)
+        logits = self.head(x, real).float()
+        if self.lexical is not None:
+            logits = logits + self.lexical(ids, real).float()
+        return logits, mean_pool(x, real)
 
 
 def mean_pool(x: Tensor, real: Tensor | None) -> Tensor:

@@ -35,6 +35,8 @@ WEIGHTS_NAME = "model.safetensors"
 TOKENIZER_NAME = "tokenizer.json"
 SCALE_SUFFIX = ".scale"
 MAX_FILE_BYTES = 2 * 1024**3
+LEXICAL_ROW = 256
+"""Weights of the lexical head that share one int8 scale."""
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -45,7 +47,7 @@ class _Part(BaseModel):
 
 
 class Architecture(_Part):
-    """Shape of the encoder: BERT layers and an attention-pooled injection head."""
+    """Shape of the encoder: BERT layers, an attention-pooled head, a lexical head or none (0)."""
 
     type: Literal["bert-injection"] = "bert-injection"
     vocab_size: int = Field(ge=8, le=1_000_000)
@@ -57,11 +59,14 @@ class Architecture(_Part):
     layer_norm_eps: float = Field(gt=0.0, lt=1e-2)
     head_queries: int = Field(ge=1, le=64)
     head_hidden_size: int = Field(ge=1, le=4096)
+    lexical_buckets: int = Field(default=0, ge=0, le=2**24)
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Architecture:
+    def _divide(self) -> Architecture:
         if self.hidden_size % self.heads:
             raise ValueError("hidden_size must be a multiple of heads")
+        if self.lexical_buckets % LEXICAL_ROW:
+            raise ValueError(f"lexical_buckets must be a multiple of {LEXICAL_ROW}")
         return self
 
 

@@ -1,6 +1,6 @@
-"""Rows of the training files, tokenised once.
+"""Rows of the training files, and the encoder's view of a text.
 
-Files are gzipped JSON lines with at least `text`, `label` (1 = attack) and `kind`.
+Files are JSON lines, gzipped or not, with at least `text`, `label` (1 = attack) and `kind`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,8 @@ import numpy as np
 
 from vauban.detectors.windows import Ids, WindowTokenizer
 from vauban.errors import ConfigError
+from vauban.policy import NormalizePolicy
+from vauban.text.normalize import Normalizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,24 +26,35 @@ class Row:
     text: str
     label: int
     kind: str
-    source: str
-    license: str
+    source: str = "unknown"
+    license: str = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """One row as token ids, special tokens left out."""
+class Reader:
+    """What the encoder reads of a text: the guard's views of it, as token ids.
 
-    ids: Ids
-    label: int
-    kind: str
+    The same normaliser and tokenizer as in the server, so that the head learns on folded text and
+    on decoded messages, never on what it will not be shown.
+    """
+
+    def __init__(self, tokenizer: WindowTokenizer) -> None:
+        self._normalize = Normalizer(NormalizePolicy())
+        self._to_ids = tokenizer.to_ids
+        framed = tokenizer(["a"]).per_model[0][0]
+        self.frame = (int(framed[0]), int(framed[-1]))
+
+    def __call__(self, text: str) -> list[Ids]:
+        """Ids per view, special tokens left out; empty for a text without a token."""
+        views = (np.array(self._to_ids(view), np.int32) for view in self._normalize(text).guard)
+        return [ids for ids in views if len(ids)]
 
 
 def read_rows(path: Path) -> list[Row]:
     """:raises ConfigError: a line is not a row; the message has its number, never its text."""
     rows = []
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 raw = json.loads(line)
                 if raw["label"] not in (0, 1) or not isinstance(raw["text"], str):
@@ -66,11 +78,3 @@ def read_rows(path: Path) -> list[Row]:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def tokenise(rows: Sequence[Row], tokenizer: WindowTokenizer) -> list[Tokens]:
-    """Rows without a token (spaces only) are left out."""
-    tokens = (
-        Tokens(np.array(tokenizer.to_ids(row.text), np.int32), row.label, row.kind) for row in rows
-    )
-    return [row for row in tokens if len(row.ids)]

@@ -1,16 +1,19 @@
-"""Fine-tuning the encoder: injection head and upper layers, embeddings held by distillation.
+"""Fine-tuning the encoder: deep head and upper layers, embeddings held by distillation.
 
 loss = BCE(worst window of an example) + distill_weight * (1 - cos(embedding, base model's))
+       [+ BCE under the worst small shift of the hidden states, arXiv 1605.07725]
 
-Word embeddings and the lowest layers stay frozen, so student and teacher share them. No dropout:
-the run is a function of data and seed, and resuming gives the batches of an unbroken run.
+Word embeddings and the lowest layers stay frozen, so student and teacher share them. What is kept
+is a running mean of the weights (EMA), which carries over to new sources better than the last ones.
+No dropout: the run is a function of data and seed, and resuming gives the batches of an unbroken
+run.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,57 +26,81 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from vauban.detectors.bert import EncoderModel, mean_pool
+from vauban.detectors.windows import Ids
 from vauban.errors import WeightsError
 from vauban.training.base import Start
-from vauban.training.plan import EpochPlan, Example
+from vauban.training.mixture import POOL_EXAMPLES, Example, Mixture
 
 
 @dataclass(frozen=True, slots=True)
 class FitConfig:
-    """Hyper-parameters. `frozen_layers` counts from the bottom."""
+    """Hyper-parameters. `frozen_layers` counts from the bottom.
 
-    epochs: float = 1.0
+    `hard_after` is the share of the run after which only examples that are still wrong, or near
+    it, are learned from (and one in eight of the others). `adversarial_after` is the share after
+    which each step also learns under a shift of length `adversarial_length`, in units of the mean
+    length of a token's hidden state; 1.0 = never.
+    """
+
+    examples: int = 98_304
     seed: int = 0
-    learning_rate: float = 8e-5
-    head_learning_rate: float = 6e-4
+    learning_rate: float = 1e-4
+    head_learning_rate: float = 5e-4
     weight_decay: float = 0.01
-    warmup: float = 0.06
+    warmup: float = 0.04
     frozen_layers: int = 2
-    batch_tokens: int = 2048
-    window_tokens: int = 160
+    batch_tokens: int = 3072
+    window_tokens: int = 128
+    overlap_tokens: int = 40
     distill_weight: float = 3.0
     distill_every: int = 3
     label_smoothing: float = 0.02
-    save_every_steps: int = 100
+    ema: float = 0.995
+    hard_after: float = 0.3
+    hard_margin: float = 0.05
+    adversarial_after: float = 1.0
+    adversarial_length: float = 0.3
+
+    @property
+    def pools(self) -> int:
+        return max(1, round(self.examples / POOL_EXAMPLES))
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What `fit` reports after a step."""
+    """What `fit` reports after a pool: means over its steps, and the share learned from."""
 
-    step: int
-    steps: int
+    pool: int
+    pools: int
     loss: float
     cosine: float
+    kept: float
 
 
 class Trainer:
+    """:param device: where to compute; weights come and go as float32 on the CPU."""
+
     def __init__(
         self,
         config: FitConfig,
-        plan: EpochPlan,
+        mixture: Mixture,
+        frame: tuple[int, int],
         start: Start,
         state_path: Path,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.config = config
-        self._plan = plan
+        self._mixture = mixture
+        self._frame = frame
         self._state_path = state_path
+        self._device = torch.device(device)
         arch = start.architecture
-        self._teacher = EncoderModel.build(arch, start.teacher).requires_grad_(requires_grad=False)
-        copies = {name: value.copy() for name, value in start.tensors.items()}
-        self.model = EncoderModel.build(arch, copies)
+        self._teacher = EncoderModel.build(arch, _copies(start.teacher)).to(self._device)
+        self._teacher.requires_grad_(requires_grad=False)
+        self.model = EncoderModel.build(arch, _copies(start.tensors)).to(self._device)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(_trained(name, config.frozen_layers))
+        self._average = {n: p.detach().clone() for n, p in self._trained_parameters()}
         self._optimizer = torch.optim.AdamW(
             [
                 {"params": self._parameters(head=False), "lr": config.learning_rate},
@@ -82,88 +109,143 @@ class Trainer:
             weight_decay=config.weight_decay,
         )
         self._base_rates = [group["lr"] for group in self._optimizer.param_groups]
+        self._steps = 0
 
     def fit(self, report: Callable[[Progress], None]) -> None:
         """Train to the end, from `state_path` where a run was broken off."""
-        per_epoch = [
-            len(self._plan.batches(self.config.seed, epoch))
-            for epoch in range(math.ceil(self.config.epochs))
-        ]
-        steps = round(sum(per_epoch) * self.config.epochs / len(per_epoch))
-        start = self._load_state()
-        step = 0
-        for epoch, count in enumerate(per_epoch):
-            if step + count <= start:
-                step += count
-                continue
-            for batch in self._plan.batches(self.config.seed, epoch):
-                if step >= steps:
-                    break
-                if step >= start:
-                    report(self._step(batch, step, steps))
-                    if (step + 1) % self.config.save_every_steps == 0 or step + 1 == steps:
-                        self._save_state(step + 1)
-                step += 1
+        pools = self.config.pools
+        for number in range(self._load_state(), pools):
+            examples = self._mixture.pool(self.config.seed, number)
+            random = np.random.default_rng([self.config.seed, number, 1])
+            kept = examples
+            if number >= self.config.hard_after * pools:
+                kept = self._hard(examples, random)
+            batches = _batches(kept, self.config.batch_tokens, random)
+            made = [
+                self._step(batch, number, (number + i / len(batches)) / pools)
+                for i, batch in enumerate(batches)
+            ]
+            losses = [loss for loss, _ in made]
+            cosines = [cosine for _, cosine in made if not math.isnan(cosine)]
+            self._save_state(number + 1)
+            share = len(kept) / len(examples)
+            cosine = float(np.mean(cosines)) if cosines else math.nan
+            report(Progress(number + 1, pools, float(np.mean(losses)), cosine, share))
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
-        return {name: value.detach().numpy() for name, value in self.model.state_dict().items()}
+        """The averaged weights."""
+        state = {**self.model.state_dict(), **self._average}
+        return {name: value.detach().cpu().numpy() for name, value in state.items()}
+
+    def _trained_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
 
     def _parameters(self, *, head: bool) -> list[torch.nn.Parameter]:
-        return [
-            parameter
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and name.startswith("head.") is head
-        ]
+        return [p for n, p in self._trained_parameters() if n.startswith("head.") is head]
 
-    def _step(self, batch: Sequence[Example], step: int, steps: int) -> Progress:
-        for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
-            group["lr"] = rate * _schedule(step, steps, self.config.warmup)
-        ids, real, bag = collate(batch, self._plan.frame)
-        mask = real[:, None, None, :]
+    def _hard(self, examples: Sequence[Example], random: np.random.Generator) -> list[Example]:
+        """Examples within `hard_margin` of being wrong, and one in eight of the rest.
+
+        Of a bag only its worst window is kept.
+        """
+        chosen: list[Example] = []
+        for batch in _batches(examples, 4 * self.config.batch_tokens, random):
+            with torch.no_grad():
+                ids, real, bag = self._collate(batch)
+                x = self._below(ids, real)
+                logits = self.model.head(self._above(x, real), real).cpu()
+            scores = logits.sigmoid().numpy()
+            for i, example in enumerate(batch):
+                rows = np.flatnonzero(bag.cpu().numpy() == i)
+                worst = int(rows[np.argmax(scores[rows])])
+                wrong = abs(example.label - float(scores[worst]))
+                if wrong > self.config.hard_margin or random.random() < 0.125:
+                    chosen.append(Example((example.windows[worst - int(rows[0])],), example.label))
+        return chosen
+
+    def _collate(self, batch: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids and mask of all windows, and the example of each."""
+        ids, real = collate([w for example in batch for w in example.windows], self._frame)
+        bag = torch.tensor([i for i, example in enumerate(batch) for _ in example.windows])
+        return ids.to(self._device), real.to(self._device), bag.to(self._device)
+
+    def _below(self, ids: Tensor, real: Tensor) -> Tensor:
+        """Hidden states after the frozen layers."""
         with torch.no_grad():
-            shared = self.model.embed_tokens(ids)
+            x = self.model.embed_tokens(ids)
             for layer in self.model.layers[: self.config.frozen_layers]:
-                shared = layer(shared, mask)
-        x = shared
+                x = layer(x, real[:, None, None, :])
+        return x
+
+    def _above(self, x: Tensor, real: Tensor) -> Tensor:
         for layer in self.model.layers[self.config.frozen_layers :]:
-            x = layer(x, mask)
-        logits = self.model.head(x, real)
-        worst = logits.new_full((len(batch),), -torch.inf).scatter_reduce(0, bag, logits, "amax")
-        labels = torch.tensor([example.label for example in batch], dtype=torch.float32)
-        smooth = self.config.label_smoothing
-        loss = F.binary_cross_entropy_with_logits(worst, labels * (1 - smooth) + smooth / 2)
+            x = layer(x, real[:, None, None, :])
+        return x
+
+    def _step(self, batch: Sequence[Example], number: int, done: float) -> tuple[float, float]:
+        """One step of the optimiser; loss and cosine (NaN where it was not looked at)."""
+        for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * _schedule(done, self.config.warmup)
+        ids, real, bag = self._collate(batch)
+        labels = torch.tensor([float(e.label) for e in batch], device=self._device)
+        shared = self._below(ids, real)
+        hardened = number >= self.config.adversarial_after * self.config.pools
+        shared.requires_grad_(hardened)
+        x = self._above(shared, real)
+        loss = self._injection_loss(x, real, bag, labels)
         cosine = math.nan
-        if step % self.config.distill_every == 0:
-            similarity = self._similarity(shared, mask, x, real)
-            loss = loss + self.config.distill_weight * (1 - similarity)
+        objective = loss
+        if self._steps % self.config.distill_every == 0:
+            similarity = self._similarity(shared.detach(), x, real)
+            objective = loss + self.config.distill_weight * (1 - similarity)
             cosine = float(similarity.detach())
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], 1.0)
+        objective.backward()  # type: ignore[no-untyped-call]
+        if hardened and shared.grad is not None:
+            moved = shifted(shared.detach(), shared.grad, real, self.config.adversarial_length)
+            again = self._injection_loss(self._above(moved, real), real, bag, labels)
+            again.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_([p for _, p in self._trained_parameters()], 1.0)
         self._optimizer.step()
-        return Progress(step + 1, steps, float(loss.detach()), cosine)
+        self._steps += 1
+        decay = min(self.config.ema, self._steps / (self._steps + 10))
+        with torch.no_grad():
+            for name, parameter in self._trained_parameters():
+                self._average[name].lerp_(parameter, 1 - decay)
+        return float(loss.detach()), cosine
 
-    def _similarity(self, shared: Tensor, mask: Tensor, x: Tensor, real: Tensor) -> Tensor:
+    def _injection_loss(self, x: Tensor, real: Tensor, bag: Tensor, labels: Tensor) -> Tensor:
+        logits = self.model.head(x, real)
+        worst = logits.new_full((len(labels),), -torch.inf).scatter_reduce(0, bag, logits, "amax")
+        smooth = self.config.label_smoothing
+        return F.binary_cross_entropy_with_logits(worst, labels * (1 - smooth) + smooth / 2)
+
+    def _similarity(self, shared: Tensor, x: Tensor, real: Tensor) -> Tensor:
         with torch.no_grad():
             target = shared  # the frozen layers are the teacher's own, up to int8 rounding
             for layer in self._teacher.layers[self.config.frozen_layers :]:
-                target = layer(target, mask)
+                target = layer(target, real[:, None, None, :])
         return (mean_pool(x, real) * mean_pool(target, real)).sum(dim=-1).mean()
 
-    def _save_state(self, step: int) -> None:
-        state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+    def _save_state(self, pool: int) -> None:
+        state: dict[str, Tensor] = {
+            f"model.{name}": value for name, value in self._trained_parameters()
+        }
+        state |= {f"average.{name}": value for name, value in self._average.items()}
         for index, slots in self._optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
+        state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+        meta = {"pool": str(pool), "steps": str(self._steps)}
         partial = self._state_path.with_suffix(".partial")
-        save_file(state, partial, {"step": str(step), "config": json.dumps(asdict(self.config))})
+        save_file(state, partial, {**meta, "config": json.dumps(asdict(self.config))})
         partial.replace(self._state_path)
 
     def _load_state(self) -> int:
-        """Steps already made; 0 for a new run."""
+        """Pools already done; 0 for a new run."""
         if not self._state_path.exists():
             return 0
         try:
-            with safe_open(self._state_path, "pt") as file:
+            with safe_open(self._state_path, "pt", device=str(self._device)) as file:
                 meta = file.metadata()
                 if json.loads(meta["config"]) != asdict(self.config):
                     raise WeightsError(f"{self._state_path}: from a run with other settings")
@@ -171,31 +253,76 @@ class Trainer:
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise WeightsError(f"{self._state_path}: damaged training state") from error
         slots: dict[int, dict[str, Tensor]] = {}
-        for name in [n for n in state if n.startswith("optimizer.")]:
-            _, index, slot = name.split(".")
-            slots.setdefault(int(index), {})[slot] = state.pop(name)
-        self.model.load_state_dict({n.removeprefix("model."): v for n, v in state.items()})
+        model: dict[str, Tensor] = {}
+        for name, value in state.items():
+            part, _, rest = name.partition(".")
+            if part == "optimizer":
+                index, _, slot = rest.partition(".")
+                slots.setdefault(int(index), {})[slot] = value
+            elif part == "average":
+                self._average[rest] = value
+            else:
+                model[rest] = value
+        self.model.load_state_dict(model, strict=False)
         whole = self._optimizer.state_dict()
         whole["state"] = slots
         self._optimizer.load_state_dict(whole)
-        return int(meta["step"])
+        self._steps = int(meta["steps"])
+        return int(meta["pool"])
 
 
-def collate(batch: Sequence[Example], frame: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def shifted(x: Tensor, gradient: Tensor, real: Tensor, length: float) -> Tensor:
+    """`x` moved up the gradient: per window a shift of `length` times its mean token's length.
+
+    :param x: hidden states [windows, tokens, width]; padding (`real` False) stays where it is.
+    """
+    direction = gradient * real[:, :, None]
+    direction = direction / direction.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None]
+    tokens = real.sum(dim=1).clamp_min(1)
+    size = (x.norm(dim=-1) * real).sum(dim=1) / tokens
+    moved: Tensor = x + length * size[:, None, None] * direction
+    return moved
+
+
+def collate(windows: Sequence[Ids], frame: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Pad; put `frame`, the ids of [CLS] and [SEP], around each window.
 
-    :return: ids and mask [windows, tokens], and the example of each window [windows].
+    :return: ids (int64) and mask (bool), [windows, tokens].
     """
-    windows = [(i, window) for i, example in enumerate(batch) for window in example.windows]
-    longest = max(len(window) for _, window in windows) + 2
+    longest = max(map(len, windows)) + 2
     ids = torch.zeros(len(windows), longest, dtype=torch.int64)
     real = torch.zeros(len(windows), longest, dtype=torch.bool)
-    for row, (_, window) in enumerate(windows):
+    for row, window in enumerate(windows):
         ids[row, 0] = frame[0]
         ids[row, 1 : len(window) + 1] = torch.from_numpy(window)
         ids[row, len(window) + 1] = frame[1]
         real[row, : len(window) + 2] = True
-    return ids, real, torch.tensor([i for i, _ in windows])
+    return ids, real
+
+
+def _batches(
+    examples: Sequence[Example], batch_tokens: int, random: np.random.Generator
+) -> list[list[Example]]:
+    """Shuffled batches of examples of like length, at most `batch_tokens` padded tokens each."""
+    noise = random.uniform(0.9, 1.1, len(examples))
+    order = np.argsort([e.longest * n for e, n in zip(examples, noise, strict=True)])
+    batches: list[list[Example]] = []
+    batch: list[Example] = []
+    windows = longest = 0
+    for i in order:
+        example = examples[i]
+        longest = max(longest, example.longest + 2)
+        windows += len(example.windows)
+        if batch and windows * longest > batch_tokens:
+            batches.append(batch)
+            batch, windows, longest = [], len(example.windows), example.longest + 2
+        batch.append(example)
+    batches.append(batch)
+    return [batches[i] for i in random.permutation(len(batches))]
+
+
+def _copies(tensors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    return {name: value.copy() for name, value in tensors.items()}
 
 
 def _trained(name: str, frozen_layers: int) -> bool:
@@ -204,9 +331,8 @@ def _trained(name: str, frozen_layers: int) -> bool:
     return name.startswith("layers.") and int(name.split(".")[1]) >= frozen_layers
 
 
-def _schedule(step: int, steps: int, warmup: float) -> float:
-    """Linear warm-up, then cosine to zero."""
-    rise = max(1, round(steps * warmup))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+def _schedule(done: float, warmup: float) -> float:
+    """Linear warm-up, then cosine to zero. `done` is the share of the run, in [0, 1]."""
+    if done < warmup:
+        return (done + 0.01 * warmup) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))

@@ -5,34 +5,48 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
-from vauban.detectors.checkpoint import WEIGHTS_NAME, CheckpointConfig, write_checkpoint
-from vauban.detectors.encoder import Encoder
-from vauban.detectors.windows import WindowTokenizer
-from vauban.policy import EncoderPolicy
+from vauban.detectors.bert import EncoderModel, mean_pool
+from vauban.detectors.checkpoint import (
+    WEIGHTS_NAME,
+    CheckpointConfig,
+    read_tensors,
+    write_checkpoint,
+)
+from vauban.detectors.windows import Ids, WindowTokenizer
+from vauban.guard import Guard
+from vauban.policy import EncoderPolicy, Policy
 from vauban.training import evaluate
 from vauban.training.base import Start
 from vauban.training.card import model_card
-from vauban.training.data import Row, file_sha256, read_rows, tokenise
+from vauban.training.data import Reader, Row, file_sha256, read_rows
 from vauban.training.evaluate import Floats, Labels
-from vauban.training.fit import FitConfig, Trainer
-from vauban.training.plan import EpochPlan
+from vauban.training.fit import FitConfig, Trainer, collate
+from vauban.training.lexical import BUCKETS, fit_lexical
+from vauban.training.lexicon import Lexicon
+from vauban.training.mixture import Mixture
+from vauban.types import Origin, Segment
 
 TRAIN, DEV, DEV_OOD = "train.jsonl.gz", "dev.jsonl.gz", "dev_ood.jsonl.gz"
 STATE_NAME = "training-state.safetensors"
-WINDOW = {"max_tokens": 192, "overlap_tokens": 56}
 # One false alarm in a hundred of these (hard) development rows: the rate at which detectors are
 # usually compared.
 BLOCK_RATE, FLAG_RATE = 0.01, 0.02
-# Far from saturation, so that logits can be recovered from float32 scores.
+LEXICAL_NAME = "lexical.table"
+LEXICAL_POOLS = 120
+LEXICAL_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
+_LEXICAL_SEED = 7_001  # other texts than the deep head was fitted on
 _RAW_TEMPERATURE = 16.0
 
 
@@ -44,91 +58,170 @@ class Track(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One development file, with logits by the shipped weights."""
+    """One development file as the shipped weights see it, through the guard that serves.
+
+    `deep` and `wide` are the two heads' parts of each window's logit; `row` says whose it is.
+    """
 
     name: str
-    logits: Floats
     labels: Labels
+    deep: Floats
+    wide: Floats
+    row: NDArray[np.int64]
     cosine: float
+
+    def logits(self, lexical_weight: float = 1.0) -> Floats:
+        """The worst window of each row; a row without text has a very low one."""
+        worst = np.full(len(self.labels), -50.0)
+        np.maximum.at(worst, self.row, self.deep + lexical_weight * self.wide)
+        return worst
 
 
 def train_injection(
-    start: Start, data: Path, out: Path, config: FitConfig, track: Track
+    start: Start,
+    data: Path,
+    out: Path,
+    config: FitConfig,
+    track: Track,
+    *,
+    device: str = "cpu",
+    hold_out: Sequence[str] = (),
 ) -> CheckpointConfig:
     """Train, calibrate and write a checkpoint to `out`. A broken-off run in `out` is resumed.
 
+    :param hold_out: sources (parts of their names) whose rows are left out of training.
     :raises WeightsError: `out` holds the state of a run with other settings.
     :raises ConfigError: a data file is not readable.
     """
     started = time.monotonic()
     torch.manual_seed(config.seed)
     out.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(out, start.teacher, start.tokenizer, _uncalibrated(start))
-    policy = EncoderPolicy(weights=out)
-    teacher = Encoder.load(policy, "cpu")
-    dev = {name: read_rows(data / name) for name in (DEV, DEV_OOD)}
-    rows = read_rows(data / TRAIN)
-    trainer = _trainer(rows, teacher.tokenizer, start, config, out / STATE_NAME)
-    trainer.fit(lambda p: track("fit", p.step, p.steps, f"loss {p.loss:.3f}"))
-    write_checkpoint(out, trainer.tensors(), start.tokenizer, _uncalibrated(start))
-    student = Encoder.load(policy, "cpu")
+    start = replace(
+        start, architecture=start.architecture.model_copy(update={"lexical_buckets": 0})
+    )
+    shell = _uncalibrated(start.architecture.model_dump(), config)
+    write_checkpoint(out, start.teacher, start.tokenizer, shell)
+    every_row = {name: read_rows(data / name) for name in (TRAIN, DEV, DEV_OOD)}
+    rows = [r for r in every_row[TRAIN] if not any(part in r.source for part in hold_out)]
+    reader = Reader(WindowTokenizer.load(EncoderPolicy(weights=out)))
+    lexicon = Lexicon.fit((ids, row.label) for row in rows for ids in reader(row.text))
+    mixture = Mixture(
+        rows, reader, lexicon, body=config.window_tokens - 2, overlap=config.overlap_tokens
+    )
+    trainer = Trainer(config, mixture, reader.frame, start, out / STATE_NAME, device)
+    trainer.fit(lambda p: track("fit", p.pool, p.pools, f"loss {p.loss:.3f}, learned {p.kept:.0%}"))
+    pools = min(LEXICAL_POOLS, 2 * config.pools)
+    shown = _lexical_windows(mixture, lexicon, pools, track)
+    table = fit_lexical(shown, reader.frame, config.seed)
+    tensors = {**trainer.tensors(), LEXICAL_NAME: table}
+    shell["architecture"] = {**start.architecture.model_dump(), "lexical_buckets": BUCKETS}
+    checkpoint = write_checkpoint(out, tensors, start.tokenizer, shell)
+    guard = Guard(Policy(encoder=EncoderPolicy(weights=out)))
+    models = (
+        EncoderModel.build(checkpoint.architecture, read_tensors(out, checkpoint)),
+        EncoderModel.build(start.architecture, dict(start.teacher)),
+    )
     splits = [
-        score_split(name.removesuffix(".jsonl.gz"), part, student, teacher, track)
-        for name, part in dev.items()
+        score_split(name.removesuffix(".jsonl.gz"), every_row[name], guard, models, track)
+        for name in (DEV, DEV_OOD)
     ]
-    settings = {**_uncalibrated(start), **calibrated(splits)}
-    final = write_checkpoint(out, trainer.tensors(), start.tokenizer, settings)
+    weight = best_lexical_weight(splits)
+    tensors[LEXICAL_NAME] = np.float32(weight) * table
+    splits = [replace(split, wide=weight * split.wide) for split in splits]
+    final = write_checkpoint(out, tensors, start.tokenizer, {**shell, **calibrated(splits)})
     provenance = _provenance(start, data, config, final, time.monotonic() - started)
+    provenance |= {"lexical_weight": weight, "hold_out": list(hold_out)}
     (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
-    all_rows = [*rows, *dev[DEV], *dev[DEV_OOD]]
+    all_rows = [*rows, *every_row[DEV], *every_row[DEV_OOD]]
     card = model_card(final, config, splits, all_rows, continued=start.history is not None)
     (out / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     (out / STATE_NAME).unlink(missing_ok=True)
     return final
 
 
-def _trainer(
-    rows: Sequence[Row],
-    tokenizer: WindowTokenizer,
-    start: Start,
-    config: FitConfig,
-    state: Path,
-) -> Trainer:
-    plan = EpochPlan(
-        tokenise(rows, tokenizer),
-        tokenizer,
-        body=config.window_tokens - 2,
-        batch_tokens=config.batch_tokens,
-    )
-    return Trainer(config, plan, start, state)
+def _lexical_windows(
+    mixture: Mixture, lexicon: Lexicon, pools: int, track: Track
+) -> Iterator[tuple[Ids, int]]:
+    for number in range(pools):
+        for example in mixture.pool(_LEXICAL_SEED, number):
+            yield lexicon.likeliest(example.windows, 1)[0], example.label
+        track("lexical head", number + 1, pools, "")
 
 
 def score_split(
-    name: str, rows: Sequence[Row], student: Encoder, teacher: Encoder, track: Track
+    name: str,
+    rows: Sequence[Row],
+    guard: Guard,
+    models: tuple[EncoderModel, EncoderModel],
+    track: Track,
 ) -> Split:
-    """Logits of every row, and the mean cosine to the base model's embeddings (every 8th row)."""
-    scores: list[float] = []
+    """Both heads' logits for every window, and how far embeddings have moved (every 8th row).
+
+    :param models: the new one, and the base model.
+    """
+    student, teacher = models
+    deep, wide, owner = [np.empty(0)], [np.empty(0)], [np.empty(0, np.int64)]
     cosines: list[float] = []
     for at in range(0, len(rows), 64):
-        windows = [student.tokenizer([row.text]) for row in rows[at : at + 64]]
-        encoded = student.encode(windows)
-        scores += [e.score for e in encoded]
-        for ours, theirs in zip(encoded[::8], teacher.encode(windows[::8]), strict=True):
-            if ours.embedding is not None and theirs.embedding is not None:
-                cosines.append(float(ours.embedding @ theirs.embedding))
+        for i, row in enumerate(rows[at : at + 64]):
+            windows = guard.read([Segment(row.text, Origin.USER)]).windows.per_model[0]
+            for group in _chunks(windows, 32):
+                frame = (int(group[0][0]), int(group[0][-1]))
+                ids, real = collate([ids[1:-1] for ids in group], frame)
+                with torch.inference_mode():
+                    x = student.hidden(ids, real)
+                    deep.append(student.head(x, real).numpy())
+                    wide.append(_lexical(student, ids, real))
+                    if i % 8 == 0:
+                        cosines.append(_cosine(mean_pool(x, real), teacher(ids, real)[1]))
+                owner.append(np.full(len(group), at + i, np.int64))
         track(name, min(at + 64, len(rows)), len(rows), "")
-    p = np.clip(np.array(scores, np.float64), 1e-7, 1 - 1e-7)
     return Split(
         name,
-        _RAW_TEMPERATURE * np.log(p / (1 - p)),
         np.array([row.label for row in rows], np.int64),
+        np.concatenate(deep),
+        np.concatenate(wide),
+        np.concatenate(owner),
         float(np.mean(cosines)),
     )
 
 
+def _lexical(model: EncoderModel, ids: Tensor, real: Tensor) -> Floats:
+    if model.lexical is None:
+        return np.zeros(len(ids))
+    return np.asarray(model.lexical(ids, real).numpy(), np.float64)
+
+
+def _cosine(ours: Tensor, theirs: Tensor) -> float:
+    """Between the embeddings of a text: the means over its windows."""
+    return float(F.cosine_similarity(ours.mean(dim=0), theirs.mean(dim=0), dim=0))
+
+
+def _chunks(windows: Sequence[Ids], size: int) -> Iterator[Sequence[Ids]]:
+    for at in range(0, len(windows), size):
+        yield windows[at : at + size]
+
+
+def best_lexical_weight(splits: Sequence[Split]) -> float:
+    """Of `LEXICAL_WEIGHTS` the one with the highest recall, a mean over files and low rates."""
+
+    def recall(weight: float) -> float:
+        return float(
+            np.mean(
+                [
+                    evaluate.recall_at(split.logits(weight), split.labels, rate)
+                    for split in splits
+                    for rate in evaluate.RATES
+                ]
+            )
+        )
+
+    return max(LEXICAL_WEIGHTS, key=recall)
+
+
 def calibrated(splits: Sequence[Split]) -> dict[str, object]:
     """Calibration and thresholds over all splits."""
-    logits = np.concatenate([split.logits for split in splits])
+    logits = np.concatenate([split.logits() for split in splits])
     labels = np.concatenate([split.labels for split in splits])
     temperature, bias = evaluate.fit_temperature(logits, labels)
     scores = evaluate.calibrate(logits, temperature, bias)
@@ -143,10 +236,10 @@ def calibrated(splits: Sequence[Split]) -> dict[str, object]:
     }
 
 
-def _uncalibrated(start: Start) -> dict[str, object]:
+def _uncalibrated(architecture: Mapping[str, object], config: FitConfig) -> dict[str, object]:
     return {
-        "architecture": start.architecture.model_dump(),
-        "window": WINDOW,
+        "architecture": architecture,
+        "window": {"max_tokens": config.window_tokens, "overlap_tokens": config.overlap_tokens},
         "calibration": {"temperature": _RAW_TEMPERATURE, "bias": 0.0},
         "thresholds": {},
         "flag_at": 1.0,
