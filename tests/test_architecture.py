@@ -22,7 +22,7 @@ LEVELS = [
     ["detectors"],
     ["state"],
     ["access"],
-    ["guard", "screening", "telemetry", "standin"],
+    ["guard", "screening", "offline", "telemetry", "standin"],
     ["hosts"],
     ["agents", "training", "redteam", "console"],
     ["commands"],
@@ -31,7 +31,7 @@ LEVELS = [
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 MAY_IMPORT = {
     "torch": {
-        "detectors", "training", "commands/screen.py", "standin.py", "hosts/vllm/engine.py",
+        "detectors", "training", "offline.py", "standin.py", "hosts/vllm/engine.py",
         "hosts/vllm/stream.py", "hosts/vllm/front.py", "hosts/vllm/screener.py",
     },
     "vllm": {"hosts/vllm"},

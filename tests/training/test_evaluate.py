@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from vauban.training import evaluate
 
@@ -73,3 +74,71 @@ def test_bootstrap_brackets_the_value() -> None:
     found = evaluate.bootstrap(evaluate.auc, scores, labels, rounds=100)
     assert found.low < found.value < found.high
     assert found == evaluate.bootstrap(evaluate.auc, scores, labels, rounds=100)
+
+
+@given(cases)
+def test_auc_is_that_of_scikit_learn(rows: list[tuple[float, int]]) -> None:
+    scores, labels = arrays(rows)
+    assert evaluate.auc(scores, labels) == pytest.approx(roc_auc_score(labels, scores))
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_has_no_auc(label: int) -> None:
+    scores, labels = np.array([0.1, 0.2]), np.array([label, label])
+    for measure in (evaluate.auc, lambda s, y: evaluate.length_matched_auc(s, y, y)):
+        with pytest.raises(ValueError, match="both attacks and benign"):
+            measure(scores, labels)
+    with pytest.raises(ValueError, match="at least one row"):
+        evaluate.share(0, 0)
+
+
+@given(cases, st.integers(1, 20))
+def test_the_reliability_table_has_every_row_once(rows: list[tuple[float, int]], bins: int) -> None:
+    scores, labels = arrays(rows)
+    table = evaluate.reliability(scores, labels, bins)
+    assert sum(b.rows for b in table) == len(rows)
+    assert sum(b.rows * b.attacks for b in table) == pytest.approx(labels.sum())
+    for b in table:
+        assert b.low - 1e-12 <= b.score <= b.high + 1e-12
+
+
+@given(st.integers(0, 50), st.integers(1, 50))
+def test_a_share_lies_in_its_interval(hits: int, rows: int) -> None:
+    hits = min(hits, rows)
+    found = evaluate.share(hits, rows)
+    assert 0.0 <= found.low <= found.value <= found.high <= 1.0
+    assert found.high - found.low > 0.0
+    more = evaluate.share(10 * hits, 10 * rows)
+    assert more.high - more.low < found.high - found.low
+
+
+def test_wilson_interval_of_a_known_case() -> None:
+    found = evaluate.share(0, 10)
+    assert (found.low, found.high) == pytest.approx((0.0, 0.2775), abs=1e-4)
+
+
+numbers = st.lists(st.integers(0, 30).map(float), min_size=1, max_size=30)
+
+
+@given(numbers, numbers, st.integers(1, 12))
+def test_nearest_values_are_the_nearest(
+    wanted: list[float], values: list[float], count: int
+) -> None:
+    found = evaluate.nearest(np.array(wanted), np.array(values), count)
+    assert found.shape == (len(wanted), min(count, len(values)))
+    for want, indices in zip(wanted, found, strict=True):
+        assert len(set(indices)) == len(indices)
+        distances = sorted(abs(value - want) for value in values)
+        assert [abs(values[i] - want) for i in indices] == distances[: len(indices)]
+
+
+def test_a_score_that_only_knows_lengths_is_found_out() -> None:
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [4000, 400])
+    lengths = np.exp(random.normal(np.where(labels == 1, 6.0, 5.0), 1.0)).astype(np.int64)
+    scores = lengths / (1 + lengths)
+    assert evaluate.auc(scores, labels) > 0.7
+    matched = evaluate.length_matched_auc(scores, labels, lengths)
+    assert matched.low < 0.5 < matched.high + 0.02
+    knows = evaluate.length_matched_auc(labels.astype(float), labels, lengths)
+    assert knows.value == 1.0

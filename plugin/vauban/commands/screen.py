@@ -3,55 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vauban.detectors.encoder import Encoder
-from vauban.errors import MalformedRequest, RequestTooLarge
-from vauban.guard import Guard, encode_each
+from vauban.errors import MalformedRequest
+from vauban.offline import OfflineScreen, as_user
 from vauban.policy import Policy
-from vauban.types import Action, Origin, Reason, Segment, Verdict
+from vauban.types import Action, Verdict
 
 ROWS_PER_BATCH = 256
-
-
-class OfflineScreen:
-    """Screens batches of texts as a user's turns would be.
-
-    :raises WeightsError: the encoder can't be loaded.
-    """
-
-    def __init__(self, policy: Policy) -> None:
-        self._guard = Guard(policy)
-        wanted = policy.encoder.device
-        device = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        self._encoder = Encoder.load(policy.encoder, device)
-
-    def __call__(self, texts: Sequence[str]) -> list[Verdict]:
-        """One verdict per text, in order."""
-        verdicts: dict[int, Verdict] = {}
-        waiting = []
-        for index, text in enumerate(texts):
-            try:
-                reading = self._guard.read([Segment(text, Origin.USER)])
-            except RequestTooLarge:
-                verdicts[index] = self._guard.judge(Reason.UNREAD_TEXT)
-                continue
-            if reading.complete:
-                waiting.append((index, reading.windows))
-            else:
-                verdicts[index] = self._guard.judge(Reason.UNREAD_TEXT)
-        outcomes = encode_each(self._encoder.encode, [windows for _, windows in waiting])
-        for (index, _), outcome in zip(waiting, outcomes, strict=True):
-            verdicts[index] = self._guard.judge(
-                outcome if isinstance(outcome, Reason) else outcome.score
-            )
-        return [verdicts[index] for index in range(len(texts))]
 
 
 def screen_file(source: Path, target: Path, policy: Policy, console: Console) -> dict[Action, int]:
@@ -72,7 +36,7 @@ def screen_file(source: Path, target: Path, policy: Policy, console: Console) ->
         task = bar.add_task("", total=len(rows))
         for start in range(0, len(rows), ROWS_PER_BATCH):
             texts = rows[start : start + ROWS_PER_BATCH]
-            for verdict in screen(texts):
+            for verdict in screen([as_user(text) for text in texts]):
                 counts[verdict.proposed] = counts.get(verdict.proposed, 0) + 1
                 out.write(json.dumps(_row(verdict)) + "\n")
             bar.advance(task, len(texts))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vauban.detectors.checkpoint import CheckpointConfig
-from vauban.training import evaluate
+from vauban.training import evaluate, report
 from vauban.training.data import Row
-from vauban.training.evaluate import Floats, Labels
+from vauban.training.evaluate import Floats
 from vauban.training.fit import FitConfig
 
 if TYPE_CHECKING:
@@ -140,27 +140,16 @@ def _numbers(splits: Sequence[Split]) -> str:
     titles += [f"recall at {rate:.1%} FPR" for rate in evaluate.RATES]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for split in splits:
-        cells = [
-            split.name,
-            str(int(split.labels.sum())),
-            str(int((split.labels == 0).sum())),
-            str(evaluate.bootstrap(evaluate.auc, split.logits, split.labels)),
-        ]
-        for rate in evaluate.RATES:
-
-            def recall(scores: Floats, labels: Labels, rate: float = rate) -> float:
-                return evaluate.recall_at(scores, labels, rate)
-
-            cells.append(str(evaluate.bootstrap(recall, split.logits, split.labels)))
+        found = report.detection(split.logits, split.labels, evaluate.RATES)
+        cells = [split.name, str(found.attacks), str(found.benign), str(found.auc)]
+        cells += [str(at.recall) for at in found.recall]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _operating(split: Split, scores: Floats, block_at: float) -> str:
-    blocked = scores >= block_at
-    recall = blocked[split.labels == 1].mean()
-    false = blocked[split.labels == 0].mean()
-    return f"{split.name} recall {recall:.3f}, false positives {false:.2%}"
+    at = report.operating("block_at", block_at, scores, split.labels)
+    return f"{split.name} recall {at.recall}, false positives {at.false_positives}"
 
 
 def _origin(row: Row) -> tuple[str, str]:
