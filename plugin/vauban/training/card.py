@@ -47,13 +47,23 @@ Mean cosine between embeddings and those of the base model: {cosines}.
 
 ## Recipe
 
-Start: all-MiniLM-L6-v2 (Apache-2.0). Frozen: word embeddings and the lowest {frozen} layers. Head:
-attention pooling with {queries} queries, one hidden layer. Loss: binary cross-entropy on the worst
-window of an example (label smoothing {smoothing:g}) and, one step in {every}, {weight:g} x
-(1 - cosine to the base model's embedding). AdamW, learning rate {rate:g} (head {head_rate:g}),
-{epochs:g} epoch(s), windows of {train_window} tokens. Benign rows are drawn per kind; own templates
-add attacks, harmless texts that quote attack phrases, and attacks and harmless phrases spliced into
-documents at random depth. {stages}
+Start: all-MiniLM-L6-v2 (Apache-2.0). Frozen: word embeddings and the lowest {frozen} layers. Deep
+head: attention pooling with {queries} queries, one hidden layer. Lexical head: logistic regression
+on hashed WordPiece tokens and pairs of neighbours ({buckets:,} weights), fitted by itself and added
+with a weight chosen on the development files.
+
+Texts are disturbed (typos, synonyms, look-alike and invisible characters, encodings), then read
+through the guard's normaliser, attacks and harmless texts alike, so that a disguise by itself says
+nothing. About a third of them come from template grammars of our own (`data/grammar/`), about a
+fifth of the attacks are spliced into harmless documents at random depth, some are cut over turns or
+surrounded by harmless words. Of long texts the windows with the most suspicious word pairs are
+shown; the worst carries the label.
+
+Loss: binary cross-entropy on the worst window of an example (label smoothing {smoothing:g}) and,
+one step in {every}, {weight:g} x (1 - cosine to the base model's embedding){adversarial}. AdamW,
+learning rate {rate:g} (head {head_rate:g}), {examples:,} texts, windows of {train_window} tokens,
+running mean of the weights; after {hard_after:.0%} of the run only examples that are wrong or near
+it. {stages}
 The command is `vauban train injection`; provenance.json has hashes, versions and settings.
 
 ## Data
@@ -71,7 +81,8 @@ so the numbers above are optimistic; no test set was used.
   unknown tokens, and recall there is low.
 - Encoded attacks (base64, hex, rot13, reversed) are only found after decoding, which the guard's
   text normaliser does before the encoder.
-- Adversarial suffixes and rewordings made against this model: it has had no adversarial training.
+- Rewordings made against this model by someone who may try often; `vauban evaluate injection
+  --attack` measures how often that works.
 - A harmless text that quotes an attack at length can be blocked; an attack phrased as an ordinary
   request (no override, no role change) can pass.
 - Attacks split over several requests or segments: each is scored by itself.
@@ -79,6 +90,10 @@ so the numbers above are optimistic; no test set was used.
   set the thresholds.
 """
 
+
+_ADVERSARIAL = """, and
+cross-entropy under the worst shift, to first order, of the hidden states after the frozen layers
+(arXiv 1605.07725; length {:g} x the mean token's)"""
 
 _CONTINUED = """These are the settings of the last stage;
 it went on from earlier ones, whose settings are under `init` in provenance.json. A stage with
@@ -123,7 +138,12 @@ def model_card(
         weight=config.distill_weight,
         rate=config.learning_rate,
         head_rate=config.head_learning_rate,
-        epochs=config.epochs,
+        examples=config.examples,
+        hard_after=config.hard_after,
+        buckets=arch.lexical_buckets,
+        adversarial=_ADVERSARIAL.format(config.adversarial_length)
+        if config.adversarial_after < 1
+        else "",
         train_window=config.window_tokens,
         sources=_sources(rows),
         stages=_CONTINUED if continued else "",
@@ -132,7 +152,7 @@ def model_card(
 
 def _scores(split: Split, final: CheckpointConfig) -> Floats:
     c = final.calibration
-    return evaluate.calibrate(split.logits, c.temperature, c.bias)
+    return evaluate.calibrate(split.logits(), c.temperature, c.bias)
 
 
 def _numbers(splits: Sequence[Split]) -> str:
@@ -140,7 +160,7 @@ def _numbers(splits: Sequence[Split]) -> str:
     titles += [f"recall at {rate:.1%} FPR" for rate in evaluate.RATES]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for split in splits:
-        found = report.detection(split.logits, split.labels, evaluate.RATES)
+        found = report.detection(split.logits(), split.labels, evaluate.RATES)
         cells = [split.name, str(found.attacks), str(found.benign), str(found.auc)]
         cells += [str(at.recall) for at in found.recall]
         lines.append(f"| {' | '.join(cells)} |")

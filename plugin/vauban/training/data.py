@@ -48,6 +48,18 @@ class Reader:
         views = (np.array(self._to_ids(view), np.int32) for view in self._normalize(text).guard)
         return [ids for ids in views if len(ids)]
 
+    def labelled(self, text: str, label: int) -> list[Ids]:
+        """The views that `label` may be learned from.
+
+        Of an encoded attack only what was decoded: its letters as they stand are those of any
+        encoded text, and to learn that they are an attack is to block everything encoded.
+        """
+        views = self(text)
+        decoded = sum(map(len, views[1:]))
+        if label and 4 * decoded >= len(views[0] if views else ()) > 0:
+            return views[1:]
+        return views
+
 
 def read_rows(path: Path) -> list[Row]:
     """:raises ConfigError: a line is not a row; the message has its number, never its text."""

@@ -126,7 +126,7 @@ class Mixture:
         """The windows of a text worth showing; None for a text without a token."""
         windows = [
             ids[a:b]
-            for ids in self._reader(text)
+            for ids in self._reader.labelled(text, label)
             for a, b in spans(len(ids), self._body, self._overlap)
         ]
         if not windows:

@@ -104,7 +104,9 @@ def train_injection(
     every_row = {name: read_rows(data / name) for name in (TRAIN, DEV, DEV_OOD)}
     rows = [r for r in every_row[TRAIN] if not any(part in r.source for part in hold_out)]
     reader = Reader(WindowTokenizer.load(EncoderPolicy(weights=out)))
-    lexicon = Lexicon.fit((ids, row.label) for row in rows for ids in reader(row.text))
+    lexicon = Lexicon.fit(
+        (ids, row.label) for row in rows for ids in reader.labelled(row.text, row.label)
+    )
     mixture = Mixture(
         rows, reader, lexicon, body=config.window_tokens - 2, overlap=config.overlap_tokens
     )
@@ -226,7 +228,8 @@ def calibrated(splits: Sequence[Split]) -> dict[str, object]:
     temperature, bias = evaluate.fit_temperature(logits, labels)
     scores = evaluate.calibrate(logits, temperature, bias)
     thresholds = {
-        f"{rate:g}": evaluate.threshold_at(scores, labels, rate) for rate in evaluate.RATES
+        f"{rate:g}": min(1.0, evaluate.threshold_at(scores, labels, rate))
+        for rate in evaluate.RATES
     }
     return {
         "calibration": {"temperature": temperature, "bias": bias},

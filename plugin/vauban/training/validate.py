@@ -68,7 +68,9 @@ def leave_one_out(
         held = [row for row in rows if row.label and row.source == source]
         tested = [*_some(held, MAX_ATTACKS, random), *calm]
         kept = [row for row in rows if source not in row.source]
-        lexicon = Lexicon.fit((ids, row.label) for row in kept for ids in reader(row.text))
+        lexicon = Lexicon.fit(
+            (ids, row.label) for row in kept for ids in reader.labelled(row.text, row.label)
+        )
         for setting, config in enumerate(configs):
             model = _fit(start, kept, reader, lexicon, config)
             logits = _worst_logits(model, tested, reader, config)
