@@ -286,7 +286,10 @@ def score_sample(arm: Arm, texts: Sequence[tuple[str, int]]) -> Scored:
 
 
 def neighbours_move(arm: Arm, windows: Sequence[Ids]) -> float:
-    """Largest change of a window's logit by what else is in its batch, all equally long."""
+    """Largest change of a window's logit by what else is in its batch, all equally long.
+
+    Compared in sorted order, for `Encoder` does not keep the windows': a lower bound.
+    """
     alone = []
     for window in windows:
         arm.run([window])
