@@ -98,6 +98,33 @@ def test_micro_batches_are_bounded(tiny: Encoder) -> None:
     assert max(sizes) <= 512
 
 
+def test_lengths_are_rounded_up_to_few_shapes(tiny: Encoder) -> None:
+    """What CUDA gets, on the CPU: the same answers from fewer shapes, within the same bound."""
+    batch = [tiny.tokenizer(["the " * n]) for n in range(1, 40)]
+    plain = tiny.encode(batch)
+    assert tiny._pad_to == 1
+    shapes: set[int] = set()
+    sizes: list[int] = []
+    (scorer,) = tiny._scorers
+
+    class Spy:
+        pad_id, vocab_size, max_tokens = scorer.pad_id, scorer.vocab_size, scorer.max_tokens
+
+        def __call__(self, ids: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            shapes.add(ids.shape[1])
+            sizes.append(ids.numel())
+            return scorer(ids, real)
+
+    tiny._scorers, tiny._pad_to = (Spy(),), 12
+    rounded = tiny.encode(batch)
+    assert len(shapes) > 1
+    assert shapes <= {12, 24, 32}  # 32: the model reads no more
+    assert max(sizes) <= 512
+    for one, other in zip(plain, rounded, strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-5)
+        assert np.abs(one.embedding - other.embedding).max() < 1e-5  # type: ignore[operator]
+
+
 class _Broken:
     pad_id, vocab_size, max_tokens = 0, 200, 32
 

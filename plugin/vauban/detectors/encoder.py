@@ -26,6 +26,9 @@ from vauban.detectors.windows import Ids, Windows, WindowTokenizer
 from vauban.errors import ScreeningFailed
 from vauban.policy import EncoderPolicy
 
+CUDA_PAD_TO = 32
+"""On CUDA lengths are rounded up to multiples of this: kernels and memory for few shapes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -95,6 +98,7 @@ class Encoder:
         self.block_at = block_at
         self._batch_tokens = batch_tokens
         self._device = device
+        self._pad_to = CUDA_PAD_TO if device.type == "cuda" else 1
 
     @classmethod
     def load(cls, policy: EncoderPolicy, device: torch.device | str) -> Encoder:
@@ -162,8 +166,10 @@ class Encoder:
         pending = _Pending([[row[name] for name in names] for names in keys], [], [])
         windows = [unique[name] for name in order]
         trim = self._device.type == "cpu"
-        for group in _micro_batches(windows, self._batch_tokens, trim=trim):
-            ids, real = _pad(group, scorer)
+        lengths = [_padded(len(ids), self._pad_to, scorer.max_tokens) for ids in windows]
+        for start, end in _micro_batches(lengths, self._batch_tokens, trim=trim):
+            group = windows[start:end]
+            ids, real = _pad(group, scorer, lengths[end - 1])
             scores, embeddings = scorer(
                 self._to_device(ids), None if real is None else self._to_device(real)
             )
@@ -182,29 +188,33 @@ class Encoder:
         return value.pin_memory().to(self._device, non_blocking=True)
 
 
+def _padded(length: int, pad_to: int, max_tokens: int) -> int:
+    """`length`, rounded up to a multiple of `pad_to` or to `max_tokens`."""
+    return max(length, min(-(-length // pad_to) * pad_to, max_tokens))
+
+
 def _micro_batches(
-    windows: Sequence[Ids], batch_tokens: int, *, trim: bool
-) -> Iterator[Sequence[Ids]]:
-    """Cut windows, sorted by length, into runs of at most `batch_tokens` padded tokens.
+    lengths: Sequence[int], batch_tokens: int, *, trim: bool
+) -> Iterator[tuple[int, int]]:
+    """Cut windows, sorted by padded length, into runs of at most `batch_tokens` padded tokens.
 
     :param trim: end a run also where its shortest window would be over a quarter padding; pays on
         the CPU, where padding costs more than another pass.
     """
     start = 0
-    for end, ids in enumerate(windows):
+    for end, length in enumerate(lengths):
         count = end - start
-        padded = trim and 4 * len(windows[start]) < 3 * len(ids) - 16
-        if count and (padded or len(ids) * (count + 1) > batch_tokens):
-            yield windows[start:end]
+        padded = trim and 4 * lengths[start] < 3 * length - 16
+        if count and (padded or length * (count + 1) > batch_tokens):
+            yield start, end
             start = end
-    if windows:
-        yield windows[start:]
+    if lengths:
+        yield start, len(lengths)
 
 
-def _pad(windows: Sequence[Ids], scorer: _Scorer) -> tuple[Tensor, Tensor | None]:
-    """int64 [windows, longest] and its bool mask; no mask when all are equally long."""
+def _pad(windows: Sequence[Ids], scorer: _Scorer, longest: int) -> tuple[Tensor, Tensor | None]:
+    """int64 [windows, longest] and its bool mask; no mask when all are that long."""
     lengths = np.array([len(ids) for ids in windows])
-    longest = int(lengths.max())
     ids = np.full((len(windows), longest), scorer.pad_id, np.int64)
     for row, window in zip(ids, windows, strict=True):
         row[: len(window)] = window
