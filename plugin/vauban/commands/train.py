@@ -14,11 +14,6 @@ from vauban.errors import VaubanError
 app = typer.Typer(help="Train the encoder.", no_args_is_help=True)
 
 
-@app.callback()
-def _group() -> None:
-    """Keeps `injection` a sub-command while it is the only one."""
-
-
 @app.command()
 def injection(
     data: Annotated[Path, typer.Option(help="Directory of train, dev and dev_ood .jsonl.gz.")],
@@ -37,6 +32,9 @@ def injection(
     hold_out: Annotated[
         list[str] | None, typer.Option(help="Leave out sources whose name has this; repeatable.")
     ] = None,
+    distill_weight: Annotated[
+        float, typer.Option(min=0.0, max=100.0, help="How firmly embeddings are held.")
+    ] = 6.0,
     device: Annotated[str, typer.Option(help="torch device, or auto.")] = "auto",
 ) -> None:
     """Fine-tune the injection head and the upper layers, calibrate, write int8 weights."""
@@ -55,6 +53,7 @@ def injection(
         window_tokens=window_tokens,
         overlap_tokens=window_tokens * 5 // 16,
         adversarial_after=adversarial_after,
+        distill_weight=distill_weight,
     )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -75,6 +74,51 @@ def injection(
         console.print(f"[red]{error}[/red]", highlight=False)
         raise typer.Exit(2) from error
     typer.echo(f"{out}: block_at {final.block_at:.4f}, flag_at {final.flag_at:.4f}")
+
+
+@app.command()
+def validate(
+    data: Annotated[Path, typer.Option(help="Directory of train and dev_ood .jsonl.gz.")],
+    learning_rate: Annotated[
+        list[float] | None, typer.Option(min=0.0, max=1.0, help="Repeatable: one setting each.")
+    ] = None,
+    init: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
+    examples: Annotated[int, typer.Option(min=1, help="Texts to show per fit.")] = 4096,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Leave one source out: what settings do on attacks of sources they were not fitted on."""
+    from vauban.detectors.windows import WindowTokenizer  # torch is heavy; --help stays quick
+    from vauban.policy import EncoderPolicy
+    from vauban.training.base import load_start
+    from vauban.training.data import Reader, read_rows
+    from vauban.training.fit import FitConfig
+    from vauban.training.run import DEV_OOD, TRAIN, without_lexical
+    from vauban.training.validate import Fold, leave_one_out
+
+    console = Console(stderr=True)
+    rates = learning_rate or [1e-4]
+    configs = [
+        FitConfig(examples=examples, seed=seed, learning_rate=r, head_learning_rate=5 * r)
+        for r in rates
+    ]
+
+    def report(fold: Fold) -> None:
+        typer.echo(
+            f"{fold.source}\t{rates[fold.setting]:g}\tAUC {fold.auc:.3f}"
+            f"\trecall at 1% {fold.recall:.3f}\t{fold.attacks} attacks"
+        )
+
+    try:
+        reader = Reader(WindowTokenizer.load(EncoderPolicy()))
+        start = without_lexical(load_start(seed, init=init))
+        rows, benign = read_rows(data / TRAIN), read_rows(data / DEV_OOD)
+        folds = leave_one_out(start, rows, benign, reader, configs, report)
+    except VaubanError as error:
+        console.print(f"[red]{error}[/red]", highlight=False)
+        raise typer.Exit(2) from error
+    for setting, rate in enumerate(rates):
+        recalls = [fold.recall for fold in folds if fold.setting == setting]
+        typer.echo(f"mean\t{rate:g}\trecall at 1% {sum(recalls) / len(recalls):.3f}")
 
 
 def _progress(console: Console) -> Progress:

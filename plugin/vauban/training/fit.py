@@ -52,7 +52,7 @@ class FitConfig:
     batch_tokens: int = 3072
     window_tokens: int = 128
     overlap_tokens: int = 40
-    distill_weight: float = 3.0
+    distill_weight: float = 6.0
     distill_every: int = 3
     label_smoothing: float = 0.02
     ema: float = 0.995

@@ -96,9 +96,7 @@ def train_injection(
     started = time.monotonic()
     torch.manual_seed(config.seed)
     out.mkdir(parents=True, exist_ok=True)
-    start = replace(
-        start, architecture=start.architecture.model_copy(update={"lexical_buckets": 0})
-    )
+    start = without_lexical(start)
     shell = _uncalibrated(start.architecture.model_dump(), config)
     write_checkpoint(out, start.teacher, start.tokenizer, shell)
     every_row = {name: read_rows(data / name) for name in (TRAIN, DEV, DEV_OOD)}
@@ -139,6 +137,13 @@ def train_injection(
     (out / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     (out / STATE_NAME).unlink(missing_ok=True)
     return final
+
+
+def without_lexical(start: Start) -> Start:
+    """The lexical head is always fitted anew, whatever a run goes on from."""
+    deep = start.architecture.model_copy(update={"lexical_buckets": 0})
+    tensors = {name: value for name, value in start.tensors.items() if name != LEXICAL_NAME}
+    return replace(start, architecture=deep, tensors=tensors)
 
 
 def _lexical_windows(
