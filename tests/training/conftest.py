@@ -15,9 +15,10 @@ from vauban.detectors.windows import WindowTokenizer
 from vauban.policy import EncoderPolicy
 from vauban.training import fit, mixture
 from vauban.training.base import Start, new_head
-from vauban.training.data import Reader, read_rows
+from vauban.training.labelled import labelled_rows
 from vauban.training.lexicon import Lexicon
 from vauban.training.mixture import Mixture
+from vauban.training.reader import Reader
 
 ARCH = Architecture(
     vocab_size=30_522,
@@ -80,7 +81,7 @@ def reader(tokenizer: WindowTokenizer) -> Reader:
 
 @pytest.fixture
 def small_mixture(data_dir: Path, reader: Reader, small_pools: None) -> Mixture:
-    rows = read_rows(data_dir / "train.jsonl.gz")
+    rows = list(labelled_rows(data_dir / "train.jsonl.gz"))
     lexicon = Lexicon.fit((ids, row.label) for row in rows for ids in reader(row.text))
     return Mixture(rows, reader, lexicon, body=60, overlap=10)
 

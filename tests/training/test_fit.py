@@ -12,10 +12,11 @@ import torch
 
 from vauban.errors import WeightsError
 from vauban.training.base import Start
-from vauban.training.data import Reader, Row
 from vauban.training.fit import FitConfig, Progress, Trainer, shifted
+from vauban.training.labelled import Row
 from vauban.training.lexicon import Lexicon
 from vauban.training.mixture import Mixture, MixtureConfig
+from vauban.training.reader import Reader
 
 CONFIG = FitConfig(
     examples=4 * 64,

@@ -28,7 +28,7 @@ def test_plain_and_gzipped_files_read_alike(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     rows = list(labelled_rows(plain))
     assert rows == list(labelled_rows(packed))
-    assert rows[0] == labelled.LabelledRow("hello", 0, "benign_chat", "a/b", "en")
+    assert rows[0] == labelled.Row("hello", 0, "benign_chat", "a/b", "en")
     assert rows[1].kind == rows[1].source == rows[1].lang == labelled.UNKNOWN
     assert read_labels(plain) == bytes([0, 1])
 

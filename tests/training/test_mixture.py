@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from vauban.training import augment, mixture
-from vauban.training.data import Reader, Row
 from vauban.training.fit import collate
+from vauban.training.labelled import Row
 from vauban.training.lexicon import Lexicon
 from vauban.training.mixture import MAX_BAG, Example, Mixture, MixtureConfig
+from vauban.training.reader import Reader
 
 BODY = 60
 

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from vauban.training import report
-from vauban.training.labelled import LabelledRow
+from vauban.training.labelled import Row
 from vauban.training.report import EncoderFacts, Report, Scored, file_report
 
 FACTS = EncoderFacts("0", "a" * 64, "b" * 12, True, 0.6, 0.5)
@@ -19,7 +19,7 @@ def scored(rows: list[tuple[float, int, str, int]]) -> Scored:
     """Rows of (score, label, kind, characters)."""
     columns = Scored()
     for score, label, kind, chars in rows:
-        columns.add(LabelledRow("x" * chars, label, kind, "a/b", "en"), score)
+        columns.add(Row("x" * chars, label, kind, "a/b", "en"), score)
     return columns
 
 

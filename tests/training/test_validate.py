@@ -8,8 +8,9 @@ import pytest
 
 from vauban.training import validate
 from vauban.training.base import Start
-from vauban.training.data import Reader, Row
 from vauban.training.fit import FitConfig
+from vauban.training.labelled import Row
+from vauban.training.reader import Reader
 from vauban.training.validate import Fold, leave_one_out, sources
 
 ROWS = [

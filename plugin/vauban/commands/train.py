@@ -38,8 +38,6 @@ def injection(
     device: Annotated[str, typer.Option(help="torch device, or auto.")] = "auto",
 ) -> None:
     """Fine-tune the injection head and the upper layers, calibrate, write int8 weights."""
-    import torch
-
     from vauban.training.base import load_start  # torch is heavy; --help stays quick
     from vauban.training.fit import FitConfig
     from vauban.training.run import train_injection
@@ -55,8 +53,6 @@ def injection(
         adversarial_after=adversarial_after,
         distill_weight=distill_weight,
     )
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         with _progress(console) as bars:
             tasks: dict[str, TaskID] = {}
@@ -90,8 +86,9 @@ def validate(
     from vauban.detectors.windows import WindowTokenizer  # torch is heavy; --help stays quick
     from vauban.policy import EncoderPolicy
     from vauban.training.base import load_start
-    from vauban.training.data import Reader, read_rows
     from vauban.training.fit import FitConfig
+    from vauban.training.labelled import labelled_rows
+    from vauban.training.reader import Reader
     from vauban.training.run import DEV_OOD, TRAIN, without_lexical
     from vauban.training.validate import Fold, leave_one_out
 
@@ -111,7 +108,7 @@ def validate(
     try:
         reader = Reader(WindowTokenizer.load(EncoderPolicy()))
         start = without_lexical(load_start(seed, init=init))
-        rows, benign = read_rows(data / TRAIN), read_rows(data / DEV_OOD)
+        rows, benign = list(labelled_rows(data / TRAIN)), list(labelled_rows(data / DEV_OOD))
         folds = leave_one_out(start, rows, benign, reader, configs, report)
     except VaubanError as error:
         console.print(f"[red]{error}[/red]", highlight=False)

@@ -10,9 +10,9 @@ import numpy as np
 
 from vauban.detectors.checkpoint import CheckpointConfig
 from vauban.training import evaluate, report
-from vauban.training.data import Row
 from vauban.training.evaluate import Floats
 from vauban.training.fit import FitConfig
+from vauban.training.labelled import Row
 
 if TYPE_CHECKING:
     from vauban.training.run import Split

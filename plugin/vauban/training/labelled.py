@@ -1,8 +1,8 @@
-"""Labelled texts to evaluate on: JSON lines, plain or gzipped, read as a stream.
+"""Labelled texts to train and evaluate on: JSON lines, plain or gzipped, read as a stream.
 
-A row has at least `text` and `label` (1 = attack, 0 = benign); `kind`, `source` and `lang` are
-optional strings. A file is checked to its end before anything is scored, and its texts are never
-held all at once.
+A row has at least `text` and `label` (1 = attack, 0 = benign); `kind`, `source`, `lang` and
+`license` are optional strings. The evaluation checks a file to its end before anything is scored,
+and never holds all its texts at once.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledRow:
+class Row:
     """`source` is cut before a colon: "owner/name:path" is the repository."""
 
     text: str
     label: int
-    kind: str
-    source: str
-    lang: str
+    kind: str = UNKNOWN
+    source: str = UNKNOWN
+    lang: str = UNKNOWN
+    license: str = UNKNOWN
 
 
-def labelled_rows(path: Path, wanted: Callable[[int], bool] | None = None) -> Iterator[LabelledRow]:
+def labelled_rows(path: Path, wanted: Callable[[int], bool] | None = None) -> Iterator[Row]:
     """The rows of a file in order; with `wanted`, only those whose number (from 0) it takes.
 
     :raises ConfigError: the file can't be read or a line is not a row; the message has the line's
@@ -79,7 +80,7 @@ def _open(path: Path) -> IO[str]:
     return path.open(encoding="utf-8")
 
 
-def _parse(line: str, where: str) -> LabelledRow:
+def _parse(line: str, where: str) -> Row:
     try:
         raw = json.loads(line)
     except (ValueError, RecursionError):
@@ -91,9 +92,9 @@ def _parse(line: str, where: str) -> LabelledRow:
         raise ConfigError(f'{where} has no "text" that is a string')
     if type(label) is not int or label not in (0, 1):
         raise ConfigError(f'{where} has no "label" that is 0 or 1')
-    names = [raw.get(field) for field in ("kind", "source", "lang")]
-    kind, source, lang = (
+    names = [raw.get(field) for field in ("kind", "source", "lang", "license")]
+    kind, source, lang, license_ = (
         name[:MAX_NAME_CHARS] if name and isinstance(name, str) else UNKNOWN for name in names
     )
     text = text.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
-    return LabelledRow(text, label, kind, source.partition(":")[0], lang)
+    return Row(text, label, kind, source.partition(":")[0], lang, license_)

@@ -18,10 +18,11 @@ import numpy as np
 
 from vauban.detectors.windows import Ids, spans
 from vauban.training import augment
-from vauban.training.data import Reader, Row
 from vauban.training.grammar import Grammar, load_grammars
+from vauban.training.labelled import Row
 from vauban.training.lexicon import Lexicon
 from vauban.training.perturb import CHARACTERS, ENCODINGS, WORDS, Perturbation
+from vauban.training.reader import Reader
 
 POOL_EXAMPLES = 1024
 MAX_BAG = 2

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vauban.training import evaluate
 from vauban.training.evaluate import Bin, Floats, Interval, Labels
-from vauban.training.labelled import LabelledRow
+from vauban.training.labelled import Row
 
 if TYPE_CHECKING:
     from vauban.training.adaptive import AttackReport
@@ -52,7 +52,7 @@ class Scored:
     unread: int = 0
     failed: int = 0
 
-    def add(self, row: LabelledRow, score: float) -> None:
+    def add(self, row: Row, score: float) -> None:
         self.scores.append(score)
         self.labels.append(row.label)
         self.lengths_chars.append(len(row.text))

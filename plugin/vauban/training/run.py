@@ -30,12 +30,13 @@ from vauban.policy import EncoderPolicy, Policy
 from vauban.training import evaluate
 from vauban.training.base import Start
 from vauban.training.card import model_card
-from vauban.training.data import Reader, Row, file_sha256, read_rows
 from vauban.training.evaluate import Floats, Labels
 from vauban.training.fit import FitConfig, Trainer, collate
+from vauban.training.labelled import Row, labelled_rows
 from vauban.training.lexical import BUCKETS, fit_lexical
 from vauban.training.lexicon import Lexicon
 from vauban.training.mixture import Mixture
+from vauban.training.reader import Reader, file_sha256
 from vauban.types import Origin, Segment
 
 TRAIN, DEV, DEV_OOD = "train.jsonl.gz", "dev.jsonl.gz", "dev_ood.jsonl.gz"
@@ -84,11 +85,12 @@ def train_injection(
     config: FitConfig,
     track: Track,
     *,
-    device: str = "cpu",
+    device: str = "auto",
     hold_out: Sequence[str] = (),
 ) -> CheckpointConfig:
     """Train, calibrate and write a checkpoint to `out`. A broken-off run in `out` is resumed.
 
+    :param device: where to fit; "auto" takes CUDA where there is one.
     :param hold_out: sources (parts of their names) whose rows are left out of training.
     :raises WeightsError: `out` holds the state of a run with other settings.
     :raises ConfigError: a data file is not readable.
@@ -99,7 +101,7 @@ def train_injection(
     start = without_lexical(start)
     shell = _uncalibrated(start.architecture.model_dump(), config)
     write_checkpoint(out, start.teacher, start.tokenizer, shell)
-    every_row = {name: read_rows(data / name) for name in (TRAIN, DEV, DEV_OOD)}
+    every_row = {name: list(labelled_rows(data / name)) for name in (TRAIN, DEV, DEV_OOD)}
     rows = [r for r in every_row[TRAIN] if not any(part in r.source for part in hold_out)]
     reader = Reader(WindowTokenizer.load(EncoderPolicy(weights=out)))
     lexicon = Lexicon.fit(
@@ -108,6 +110,8 @@ def train_injection(
     mixture = Mixture(
         rows, reader, lexicon, body=config.window_tokens - 2, overlap=config.overlap_tokens
     )
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     trainer = Trainer(config, mixture, reader.frame, start, out / STATE_NAME, device)
     trainer.fit(lambda p: track("fit", p.pool, p.pools, f"loss {p.loss:.3f}, learned {p.kept:.0%}"))
     pools = min(LEXICAL_POOLS, 2 * config.pools)

@@ -18,11 +18,12 @@ from vauban.detectors.bert import EncoderModel
 from vauban.detectors.windows import Ids, spans
 from vauban.training import evaluate
 from vauban.training.base import Start
-from vauban.training.data import Reader, Row
 from vauban.training.evaluate import Floats
 from vauban.training.fit import FitConfig, Trainer, collate
+from vauban.training.labelled import Row
 from vauban.training.lexicon import Lexicon
 from vauban.training.mixture import Mixture
+from vauban.training.reader import Reader
 
 MIN_ATTACKS, MAX_ATTACKS, MAX_BENIGN = 100, 200, 400
 

@@ -1,33 +1,15 @@
-"""Rows of the training files, and the encoder's view of a text.
-
-Files are JSON lines, gzipped or not, with at least `text`, `label` (1 = attack) and `kind`.
-"""
+"""The encoder's view of a text, for training."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from vauban.detectors.windows import Ids, WindowTokenizer
-from vauban.errors import ConfigError
 from vauban.policy import NormalizePolicy
 from vauban.text.normalize import Normalizer
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """`source` is "owner/name" of the repository a text came from, as far as the file says."""
-
-    text: str
-    label: int
-    kind: str
-    source: str = "unknown"
-    license: str = "unknown"
 
 
 class Reader:
@@ -59,32 +41,6 @@ class Reader:
         if label and 4 * decoded >= len(views[0] if views else ()) > 0:
             return views[1:]
         return views
-
-
-def read_rows(path: Path) -> list[Row]:
-    """:raises ConfigError: a line is not a row; the message has its number, never its text."""
-    rows = []
-    try:
-        opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                raw = json.loads(line)
-                if raw["label"] not in (0, 1) or not isinstance(raw["text"], str):
-                    raise ConfigError(f"{path}: line {number} has a bad label or text")
-                rows.append(
-                    Row(
-                        raw["text"],
-                        raw["label"],
-                        str(raw["kind"]),
-                        str(raw.get("source", "unknown")).partition(":")[0],
-                        str(raw.get("license", "unknown")),
-                    )
-                )
-    except (OSError, EOFError) as error:
-        raise ConfigError(f"{path}: can't be read ({error})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: line {len(rows) + 1} is not a row") from error
-    return rows
 
 
 def file_sha256(path: Path) -> str:
