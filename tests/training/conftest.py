@@ -14,6 +14,7 @@ from vauban.detectors.checkpoint import Architecture
 from vauban.detectors.windows import WindowTokenizer
 from vauban.policy import EncoderPolicy
 from vauban.training import fit, mixture
+from vauban.training import run as training_run
 from vauban.training.base import Start, new_head
 from vauban.training.labelled import labelled_rows
 from vauban.training.lexicon import Lexicon
@@ -72,6 +73,7 @@ def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pools of 64 examples; patched wherever the number is known."""
     monkeypatch.setattr(mixture, "POOL_EXAMPLES", 64)
     monkeypatch.setattr(fit, "POOL_EXAMPLES", 64)
+    monkeypatch.setattr(training_run, "LEXICAL_POOLS", 4)
 
 
 @pytest.fixture

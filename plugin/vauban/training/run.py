@@ -104,20 +104,8 @@ def train_injection(
     every_row = {name: list(labelled_rows(data / name)) for name in (TRAIN, DEV, DEV_OOD)}
     rows = [r for r in every_row[TRAIN] if not any(part in r.source for part in hold_out)]
     reader = Reader(WindowTokenizer.load(EncoderPolicy(weights=out)))
-    lexicon = Lexicon.fit(
-        (ids, row.label) for row in rows for ids in reader.labelled(row.text, row.label)
-    )
-    mixture = Mixture(
-        rows, reader, lexicon, body=config.window_tokens - 2, overlap=config.overlap_tokens
-    )
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    trainer = Trainer(config, mixture, reader.frame, start, out / STATE_NAME, device)
-    trainer.fit(lambda p: track("fit", p.pool, p.pools, f"loss {p.loss:.3f}, learned {p.kept:.0%}"))
-    pools = min(LEXICAL_POOLS, 2 * config.pools)
-    shown = _lexical_windows(mixture, lexicon, pools, track)
-    table = fit_lexical(shown, reader.frame, config.seed)
-    tensors = {**trainer.tensors(), LEXICAL_NAME: table}
+    deep, table = _fit_heads(start, rows, reader, config, out / STATE_NAME, device, track)
+    tensors = {**deep, LEXICAL_NAME: table}
     shell["architecture"] = {**start.architecture.model_dump(), "lexical_buckets": BUCKETS}
     checkpoint = write_checkpoint(out, tensors, start.tokenizer, shell)
     guard = Guard(Policy(encoder=EncoderPolicy(weights=out)))
@@ -150,13 +138,34 @@ def without_lexical(start: Start) -> Start:
     return replace(start, architecture=deep, tensors=tensors)
 
 
-def _lexical_windows(
-    mixture: Mixture, lexicon: Lexicon, pools: int, track: Track
-) -> Iterator[tuple[Ids, int]]:
-    for number in range(pools):
+def _fit_heads(
+    start: Start,
+    rows: Sequence[Row],
+    reader: Reader,
+    config: FitConfig,
+    state: Path,
+    device: str,
+    track: Track,
+) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]:
+    """The deep network's weights, and the table of the lexical head."""
+    lexicon = Lexicon.fit(
+        (ids, row.label) for row in rows for ids in reader.labelled(row.text, row.label)
+    )
+    body, overlap = config.window_tokens - 2, config.overlap_tokens
+    mixture = Mixture(rows, reader, lexicon, body=body, overlap=overlap)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    trainer = Trainer(config, mixture, reader.frame, start, state, device)
+    trainer.fit(lambda p: track("fit", p.pool, p.pools, f"loss {p.loss:.3f}, learned {p.kept:.0%}"))
+    shown = _lexical_windows(mixture, lexicon, track)
+    return trainer.tensors(), fit_lexical(shown, reader.frame, config.seed)
+
+
+def _lexical_windows(mixture: Mixture, lexicon: Lexicon, track: Track) -> Iterator[tuple[Ids, int]]:
+    for number in range(LEXICAL_POOLS):
         for example in mixture.pool(_LEXICAL_SEED, number):
             yield lexicon.likeliest(example.windows, 1)[0], example.label
-        track("lexical head", number + 1, pools, "")
+        track("lexical head", number + 1, LEXICAL_POOLS, "")
 
 
 def score_split(
