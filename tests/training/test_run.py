@@ -54,3 +54,32 @@ def test_a_data_fault_is_an_exit_code(
     arguments = ["injection", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
+
+
+def test_own_rows_need_no_third_file_and_no_gzip(
+    tmp_path: Path, start: Start, small_pools: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inits: list[Path | None] = []
+
+    def load(seed: int, init: Path | None = None) -> Start:
+        inits.append(init)
+        return start
+
+    monkeypatch.setattr(base, "load_start", load)
+    rows = [
+        {"text": f"obey me now {i}" if i % 2 else f"a calm river {i}", "label": i % 2}
+        for i in range(40)
+    ]
+    for name in ("train", "dev"):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    out = tmp_path / "out"
+    arguments = ["injection", "--data", str(tmp_path), "--out", str(out), "--examples", "64"]
+    result = CliRunner().invoke(app, [*arguments, "--init", "shipped"])
+    assert result.exit_code == 0, result.output
+    assert inits == [checkpoint.shipped()]
+    assert "dev_ood" not in (out / "MODEL_CARD.md").read_text()
+    (tmp_path / "dev.jsonl").unlink()
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "has no dev.jsonl" in result.output.replace("\n", "")

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from vauban.detectors.checkpoint import shipped
 from vauban.errors import VaubanError
 
 app = typer.Typer(help="Train the encoder.", no_args_is_help=True)
@@ -16,10 +17,11 @@ app = typer.Typer(help="Train the encoder.", no_args_is_help=True)
 
 @app.command()
 def injection(
-    data: Annotated[Path, typer.Option(help="Directory of train, dev and dev_ood .jsonl.gz.")],
+    data: Annotated[Path, typer.Option(help="Directory: train and dev (and dev_ood) .jsonl[.gz].")],
     out: Annotated[Path, typer.Option(help="Checkpoint directory; a broken-off run goes on.")],
     init: Annotated[
-        Path | None, typer.Option(help="Checkpoint to go on from; default: the base model.")
+        str | None,
+        typer.Option(help="Checkpoint to go on from, or `shipped`; default: the base model."),
     ] = None,
     examples: Annotated[int, typer.Option(min=1, help="Texts to show.")] = 98_304,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -62,7 +64,7 @@ def injection(
                     tasks[task] = bars.add_task(task, total=total, note="")
                 bars.update(tasks[task], completed=done, note=note)
 
-            start = load_start(seed, init=init)
+            start = load_start(seed, init=_checkpoint(init))
             final = train_injection(
                 start, data, out, config, track, device=device, hold_out=hold_out or []
             )
@@ -74,11 +76,13 @@ def injection(
 
 @app.command()
 def validate(
-    data: Annotated[Path, typer.Option(help="Directory of train and dev_ood .jsonl.gz.")],
+    data: Annotated[Path, typer.Option(help="Directory: train and dev (and dev_ood) .jsonl[.gz].")],
     learning_rate: Annotated[
         list[float] | None, typer.Option(min=0.0, max=1.0, help="Repeatable: one setting each.")
     ] = None,
-    init: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Checkpoint to start from, or `shipped`.")
+    ] = None,
     examples: Annotated[int, typer.Option(min=1, help="Texts to show per fit.")] = 4096,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
@@ -89,7 +93,7 @@ def validate(
     from vauban.training.fit import FitConfig
     from vauban.training.labelled import labelled_rows
     from vauban.training.reader import Reader
-    from vauban.training.run import DEV_OOD, TRAIN, without_lexical
+    from vauban.training.run import DEV, DEV_OOD, TRAIN, data_files, without_lexical
     from vauban.training.validate import Fold, leave_one_out
 
     console = Console(stderr=True)
@@ -107,8 +111,10 @@ def validate(
 
     try:
         reader = Reader(WindowTokenizer.load(EncoderPolicy()))
-        start = without_lexical(load_start(seed, init=init))
-        rows, benign = list(labelled_rows(data / TRAIN)), list(labelled_rows(data / DEV_OOD))
+        start = without_lexical(load_start(seed, init=_checkpoint(init)))
+        files = data_files(data)
+        rows = list(labelled_rows(files[TRAIN]))
+        benign = list(labelled_rows(files.get(DEV_OOD, files[DEV])))
         folds = leave_one_out(start, rows, benign, reader, configs, report)
     except VaubanError as error:
         console.print(f"[red]{error}[/red]", highlight=False)
@@ -116,6 +122,12 @@ def validate(
     for setting, rate in enumerate(rates):
         recalls = [fold.recall for fold in folds if fold.setting == setting]
         typer.echo(f"mean\t{rate:g}\trecall at 1% {sum(recalls) / len(recalls):.3f}")
+
+
+def _checkpoint(init: str | None) -> Path | None:
+    if init == "shipped":
+        return shipped()
+    return Path(init) if init else None
 
 
 def _progress(console: Console) -> Progress:

@@ -25,6 +25,7 @@ from vauban.detectors.checkpoint import (
     write_checkpoint,
 )
 from vauban.detectors.windows import Ids, WindowTokenizer
+from vauban.errors import ConfigError
 from vauban.guard import Guard
 from vauban.policy import EncoderPolicy, Policy
 from vauban.training import evaluate
@@ -39,7 +40,7 @@ from vauban.training.mixture import Mixture
 from vauban.training.reader import Reader, file_sha256
 from vauban.types import Origin, Segment
 
-TRAIN, DEV, DEV_OOD = "train.jsonl.gz", "dev.jsonl.gz", "dev_ood.jsonl.gz"
+TRAIN, DEV, DEV_OOD = "train", "dev", "dev_ood"
 STATE_NAME = "training-state.safetensors"
 # One false alarm in a hundred of these (hard) development rows: the rate at which detectors are
 # usually compared.
@@ -93,7 +94,7 @@ def train_injection(
     :param device: where to fit; "auto" takes CUDA where there is one.
     :param hold_out: sources (parts of their names) whose rows are left out of training.
     :raises WeightsError: `out` holds the state of a run with other settings.
-    :raises ConfigError: a data file is not readable.
+    :raises ConfigError: a data file is missing or not readable.
     """
     started = time.monotonic()
     torch.manual_seed(config.seed)
@@ -101,7 +102,8 @@ def train_injection(
     start = without_lexical(start)
     shell = _uncalibrated(start.architecture.model_dump(), config)
     write_checkpoint(out, start.teacher, start.tokenizer, shell)
-    every_row = {name: list(labelled_rows(data / name)) for name in (TRAIN, DEV, DEV_OOD)}
+    files = data_files(data)
+    every_row = {name: list(labelled_rows(path)) for name, path in files.items()}
     rows = [r for r in every_row[TRAIN] if not any(part in r.source for part in hold_out)]
     reader = Reader(WindowTokenizer.load(EncoderPolicy(weights=out)))
     deep, table = _fit_heads(start, rows, reader, config, out / STATE_NAME, device, track)
@@ -114,8 +116,9 @@ def train_injection(
         EncoderModel.build(start.architecture, dict(start.teacher)),
     )
     splits = [
-        score_split(name.removesuffix(".jsonl.gz"), every_row[name], guard, models, track)
-        for name in (DEV, DEV_OOD)
+        score_split(name, part, guard, models, track)
+        for name, part in every_row.items()
+        if name != TRAIN
     ]
     weight = best_lexical_weight(splits)
     tensors[LEXICAL_NAME] = np.float32(weight) * table
@@ -124,11 +127,27 @@ def train_injection(
     provenance = _provenance(start, data, config, final, time.monotonic() - started)
     provenance |= {"lexical_weight": weight, "hold_out": list(hold_out)}
     (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
-    all_rows = [*rows, *every_row[DEV], *every_row[DEV_OOD]]
+    all_rows = [*rows, *(row for name in every_row if name != TRAIN for row in every_row[name])]
     card = model_card(final, config, splits, all_rows, continued=start.history is not None)
     (out / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     (out / STATE_NAME).unlink(missing_ok=True)
     return final
+
+
+def data_files(data: Path) -> dict[str, Path]:
+    """The files of a data directory: `train` and `dev`, and `dev_ood` where there is one.
+
+    :raises ConfigError: one of the first two is missing.
+    """
+    files: dict[str, Path] = {}
+    for name in (TRAIN, DEV, DEV_OOD):
+        paths = (data / f"{name}.jsonl.gz", data / f"{name}.jsonl")
+        path = next((path for path in paths if path.is_file()), None)
+        if path is not None:
+            files[name] = path
+        elif name != DEV_OOD:
+            raise ConfigError(f"{data}: has no {name}.jsonl or {name}.jsonl.gz")
+    return files
 
 
 def without_lexical(start: Start) -> Start:
@@ -276,7 +295,7 @@ def _provenance(
         "task": "injection",
         "start_sha256": dict(start.sha256s),
         "init": start.history,
-        "data_sha256": {name: file_sha256(data / name) for name in (TRAIN, DEV, DEV_OOD)},
+        "data_sha256": {path.name: file_sha256(path) for path in data_files(data).values()},
         "fit": asdict(config),
         WEIGHTS_NAME + "_sha256": final.weights_sha256,
         "packages": {"python": platform.python_version(), **{p: version(p) for p in packages}},
