@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -287,12 +289,24 @@ def _uncalibrated(architecture: Mapping[str, object], config: FitConfig) -> dict
     }
 
 
+def _commit() -> str:
+    """The commit of the checkout this runs from, "-dirty" where files differ from it."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    command = [git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    place = Path(__file__).parent
+    found = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)  # noqa: S603
+    return found.stdout.strip() if found.returncode == 0 else "unknown"
+
+
 def _provenance(
     start: Start, data: Path, config: FitConfig, final: CheckpointConfig, seconds: float
 ) -> dict[str, object]:
     packages = ("vauban", "torch", "numpy", "tokenizers", "safetensors")
     return {
         "task": "injection",
+        "commit": _commit(),
         "start_sha256": dict(start.sha256s),
         "init": start.history,
         "data_sha256": {path.name: file_sha256(path) for path in data_files(data).values()},
