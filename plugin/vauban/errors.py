@@ -10,6 +10,7 @@ VaubanError
 │   ├── Unauthenticated    no valid credential
 │   ├── Forbidden          the credential does not cover this
 │   ├── RouteRefused       the route table does not open this route
+│   ├── NotFound           what is asked for does not exist, or is somebody else's
 │   ├── RateLimited        a limit of the principal is used up
 │   └── Overloaded         a bounded queue is full
 └── ScreeningFailed        a detector could not judge; `guard.py` turns it into a verdict
@@ -87,6 +88,13 @@ class RouteRefused(RequestError):
 
     status = 404
     code = "route_refused"
+
+
+class NotFound(RequestError):
+    """What is asked for does not exist or is somebody else's; the answer does not tell which."""
+
+    status = 404
+    code = "not_found"
 
 
 class RateLimited(RequestError):

@@ -39,6 +39,8 @@ from vauban.types import Principal
 Message = MutableMapping[str, Any]
 
 _SEEN = "vauban.guarded"
+_STORED_PATH = "/v1/responses/{response_id}"
+_STORED_PART = 3
 
 
 class GuardMiddleware:
@@ -79,12 +81,15 @@ class GuardMiddleware:
         request_id = self._front.new_request_id()
         shape, path = Shape.CHAT, "unknown"  # not the client's path: that is text, too
         try:
-            route, path = self._route(scope)
+            route, found = self._route(scope)
             if route is None:  # a CORS preflight of an open route
                 await self._app(scope, receive, send)
                 return
-            shape = route.shape
+            shape, path = route.shape, _STORED_PATH if route.stored else found
             principal = self._authorise(scope, route)
+            if route.stored:
+                stored_id = found.split("/")[_STORED_PART]
+                self._front.response_ids.check(stored_id, principal, param="response_id")
             if route.kind is Kind.PASSED:
                 await self._app(scope, receive, send)
                 return
@@ -116,9 +121,9 @@ class GuardMiddleware:
 
     def _authorise(self, scope: Scope, route: Route) -> Principal:
         headers = Headers(scope=scope)
-        client = scope.get("client")
         if route.group is None:
             return self._front.nobody
+        client = scope.get("client")
         principal = self._front.identity.authenticate(
             authorization=headers.get("authorization"),
             api_key=headers.get("x-api-key"),
