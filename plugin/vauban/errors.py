@@ -7,6 +7,7 @@ VaubanError
 ├── RequestError           this request can't be served; the client gets `status` and `code`
 │   ├── MalformedRequest   the body is not what the route takes
 │   ├── RequestTooLarge    the body or its text is over a limit
+│   ├── RequestTimeout     the body did not arrive in time
 │   ├── Unauthenticated    no valid credential
 │   ├── Forbidden          the credential does not cover this
 │   ├── RouteRefused       the route table does not open this route
@@ -67,6 +68,13 @@ class RequestTooLarge(RequestError):
 
     status = 413
     code = "request_too_large"
+
+
+class RequestTimeout(RequestError):
+    """The body did not arrive within the policy's time."""
+
+    status = 408
+    code = "request_timeout"
 
 
 class Unauthenticated(RequestError):
