@@ -142,8 +142,3 @@ def test_the_operators_instruction_stays_inside(storing: Any, keys: dict[str, An
     ]  # fmt: skip
     for answer in answers:
         assert "Porthaven" not in answer.text
-
-
-def test_without_the_store_nothing_is_kept(live: Any) -> None:
-    made = create(live, {}).json()["id"]
-    assert get(live, {}, made).status_code == 404
