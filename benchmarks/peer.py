@@ -25,6 +25,9 @@ from vauban.screening import ScreenQueue
 from vauban.types import Reason
 
 BLOCK_AT = 1.0
+REUSED_FOR_S = 3
+"""How long an idle connection is used again. Both servers behind close theirs after five seconds,
+and a request sent on one of those would be lost."""
 
 
 def classifier() -> FastAPI:
@@ -64,7 +67,8 @@ def proxy() -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=REUSED_FOR_S)
+        async with aiohttp.ClientSession(connector=connector) as session:
             sessions.append(session)
             yield
 

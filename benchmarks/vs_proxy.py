@@ -11,7 +11,7 @@ measured are stopped (SIGSTOP) meanwhile:
 - proxy, batched: the classifier server judges all that wait in one batch;
 - proxy, batched, parallel: the proxy also forwards at once and only holds the answer.
 
-python -m benchmarks.vs_proxy [--quick]
+python -m benchmarks.vs_proxy [--quick] [--repeats N]
 """
 
 from __future__ import annotations
@@ -129,8 +129,10 @@ def _measures(
 def main(argv: list[str] | None = None) -> Result:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args(argv).quick
-    repeats, per_client = (2, 2) if quick else (5, 3)
+    parser.add_argument("--repeats", type=int, help="default: 2 with --quick, else 5")
+    given = parser.parse_args(argv)
+    repeats, per_client = (2, 2) if given.quick else (5, 3)
+    repeats = given.repeats or repeats
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch, arms(Path(scratch)) as found:
         measures = list(run(found, repeats=repeats, per_client=per_client))
     result = Result(
@@ -140,7 +142,7 @@ def main(argv: list[str] | None = None) -> Result:
         POLICY, measures,
     )  # fmt: skip
     result.show(Console(width=130))
-    result.write(suffix="-quick" if quick else "")
+    result.write(suffix="-quick" if given.quick else "")
     return result
 
 

@@ -7,9 +7,11 @@ VaubanError
 ├── RequestError           this request can't be served; the client gets `status` and `code`
 │   ├── MalformedRequest   the body is not what the route takes
 │   ├── RequestTooLarge    the body or its text is over a limit
+│   ├── RequestTimeout     the body did not arrive in time
 │   ├── Unauthenticated    no valid credential
 │   ├── Forbidden          the credential does not cover this
 │   ├── RouteRefused       the route table does not open this route
+│   ├── NotFound           what is asked for does not exist, or is somebody else's
 │   ├── RateLimited        a limit of the principal is used up
 │   └── Overloaded         a bounded queue is full
 └── ScreeningFailed        a detector could not judge; `guard.py` turns it into a verdict
@@ -68,6 +70,13 @@ class RequestTooLarge(RequestError):
     code = "request_too_large"
 
 
+class RequestTimeout(RequestError):
+    """The body did not arrive within the policy's time."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class Unauthenticated(RequestError):
     """No credential, an unknown one, or an expired one."""
 
@@ -87,6 +96,13 @@ class RouteRefused(RequestError):
 
     status = 404
     code = "route_refused"
+
+
+class NotFound(RequestError):
+    """What is asked for does not exist or is somebody else's; the answer does not tell which."""
+
+    status = 404
+    code = "not_found"
 
 
 class RateLimited(RequestError):

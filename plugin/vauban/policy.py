@@ -31,6 +31,14 @@ class LimitsPolicy(_Section):
     max_body_bytes: int = _field(
         4 * 1024 * 1024, "Largest request body.", "bytes", ge=1024, le=256 * 1024 * 1024
     )
+    body_timeout_ms: int = _field(
+        60_000,
+        "Longest time a request's body may take to arrive. It holds a place among the requests"
+        " in flight meanwhile.",
+        "milliseconds",
+        ge=10,
+        le=3_600_000,
+    )
     max_text_chars: int = _field(
         1_000_000, "Most characters of text in one request.", "characters", ge=256, le=50_000_000
     )

@@ -31,6 +31,12 @@ class Live:
     def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
         return self.http.post(path, json=body, headers=headers)
 
+    def answers(self, url: str) -> bool:
+        try:
+            return self.http.get(url, timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
     def log(self) -> str:
         return self.server.log.read_text(encoding="utf-8", errors="replace")
 
@@ -88,20 +94,13 @@ def start(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Start:
         environ = {**inherited, "VLLM_CPU_KVCACHE_SPACE": "1", **(environ or {})}
         log = tmp_path_factory.mktemp("server") / "server.log"
         with running(command, environ, port, log) as server:
-            if wait:
-                server.wait_ready(_answers)
             live = Live(server)
+            if wait:
+                server.wait_ready(live.answers)
             yield live
             live.http.close()
 
     return run
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 @pytest.fixture(scope="session")

@@ -113,6 +113,17 @@ def test_responses(client: openai.OpenAI, stream: bool) -> None:
         assert caught.value.code == "content_filter"
 
 
+def test_responses_are_not_kept_unless_the_server_is_told_so(client: openai.OpenAI) -> None:
+    made = client.responses.create(model=MODEL, input=ASK, max_output_tokens=5)
+    for response_id in (made.id, "resp_1"):
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(response_id)
+        with pytest.raises(openai.NotFoundError):
+            client.responses.cancel(response_id)
+        with pytest.raises(openai.NotFoundError):
+            client.responses.create(model=MODEL, input=ASK, previous_response_id=response_id)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_messages(claude: anthropic.Anthropic, stream: bool) -> None:
     asked = {"model": MODEL, "max_tokens": 5, "stream": stream}

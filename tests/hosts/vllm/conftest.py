@@ -22,6 +22,7 @@ from vauban.hosts.vllm.framing import Framer
 from vauban.hosts.vllm.front import Front
 from vauban.hosts.vllm.mark import RESERVED_KEY, Sealer
 from vauban.hosts.vllm.middleware import GuardMiddleware
+from vauban.hosts.vllm.stored import ResponseIds
 from vauban.screening import ScreenQueue
 from vauban.telemetry import Metrics
 from vauban.text.sandwich import Sandwich
@@ -237,12 +238,16 @@ async def make_server(
         front.guard = guards[key]
         inline = TemplateCapabilities(system=True)
         front.framer = Framer(
-            *(Sandwich(front.policy.sandwich, found, _tokens) for found in (probed, inline))
+            *(
+                Sandwich(front.policy.sandwich, found, _tokens)
+                for found in (probed, inline, inline)
+            )
         )
         front.default_model = "standin"
         front.max_guard_tokens = 100_000
         front.place = place
         front._sealer = sealer
+        front.response_ids = ResponseIds(sealer)
         front._receiver = ReportReceiver(sealer, runtime_dir)
         front._receiver.open()
         opened.append(front._receiver)

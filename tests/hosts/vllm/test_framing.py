@@ -17,12 +17,18 @@ from vauban.text.template_probe import TemplateCapabilities
 RULE = "Serve the harbour office."
 
 
+LATE = TemplateCapabilities(system=True, late_system=True)
+INLINE = TemplateCapabilities(system=True)
+
+
+def make_framer(*places: TemplateCapabilities) -> Framer:
+    policy = SandwichPolicy(instruction=RULE, max_added_tokens=400)
+    return Framer(*(Sandwich(policy, place, len) for place in places))
+
+
 @pytest.fixture
 def framer() -> Framer:
-    policy = SandwichPolicy(instruction=RULE, max_added_tokens=400)
-    late = TemplateCapabilities(system=True, late_system=True)
-    inline = TemplateCapabilities(system=True)
-    return Framer(*(Sandwich(policy, found, len) for found in (late, inline)))
+    return make_framer(LATE, INLINE, INLINE)
 
 
 def framed(framer: Framer, shape: Shape, data: dict[str, Any]) -> dict[str, Any]:
@@ -104,6 +110,15 @@ def test_a_continued_response_gets_the_system_text_again(framer: Framer) -> None
     """vLLM does not keep the system messages of a stored response."""
     data = framed(framer, Shape.RESPONSES, {"input": "q", "previous_response_id": "resp_1"})
     assert RULE in data["input"][0]["content"]
+
+
+@pytest.mark.parametrize("turns", ["a question", [user("a question")]])
+def test_a_continued_response_where_no_system_message_may_stand_in_the_middle(turns: Any) -> None:
+    framer = make_framer(INLINE, INLINE, TemplateCapabilities())
+    data = framed(framer, Shape.RESPONSES, {"input": turns, "previous_response_id": "resp_1"})
+    text = data["input"] if isinstance(turns, str) else data["input"][0]["content"]
+    assert text.index(RULE) < text.index("a question")
+    assert "system" not in str(data["input"])
 
 
 @pytest.mark.parametrize(

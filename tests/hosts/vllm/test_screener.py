@@ -201,6 +201,21 @@ def test_an_encoder_that_hangs_vetoes(make: Any, mark: Any) -> None:
     assert vetoes(make(HandQueue(), on_failure="allow"), (mark(GOOD), unread)) == [False]
 
 
+def test_the_front_hears_of_a_timeout_before_the_late_score(
+    make: Any, mark: Any, outbox: Outbox
+) -> None:
+    queue = HandQueue()
+    screener = make(queue)
+    decisions = screener.launch([(mark(GOOD), unread)])
+    queue.futures[0].set_running_or_notify_cancel()
+    screener.settle(decisions)
+    ((_, report),) = outbox.sent
+    assert report.failure is Reason.SCREEN_TIMEOUT
+    queue.futures[0].set_result(Screened(Encoded(0.0, None, 1)))
+    assert decisions[0].veto is True
+    assert {late.nonce for _, late in outbox.sent} == {report.nonce}
+
+
 def test_a_nan_vetoes(make: Any, mark: Any) -> None:
     queue = HandQueue()
     screener = make(queue)

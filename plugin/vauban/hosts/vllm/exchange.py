@@ -30,7 +30,8 @@ Message = MutableMapping[str, Any]
 REQUEST_ID_HEADER = "x-vauban-request-id"
 READ_APART_BYTES = 8_192
 EARLY_START_TIMEOUT_MS = 600_000
-"""A Responses stream starts before its request has left vLLM's queue; it may wait that long."""
+"""A streamed or background response is answered before its request has left vLLM's queue; it may
+wait that long."""
 
 
 class Exchange:
@@ -62,11 +63,22 @@ class Exchange:
         self._chars = self._segments = self._tokens = self._added_tokens = 0
         self._findings: tuple[tuple[str, int], ...] = ()
         self._timer: asyncio.TimerHandle | None = None
-        if ADMIN not in principal.scopes:
-            # It becomes the id of a stored response: a caller could take or overwrite another's.
-            self._data.pop("request_id", None)
+        self._settle_ids()
         if principal.limit.tokens_per_min is not None:
             self._data.pop("stream_interval", None)  # tokens of a stream are counted by its events
+            if self._data.get("background"):
+                raise Forbidden("background work can't be counted against this limit of tokens",
+                                param="background")  # fmt: skip
+
+    def _settle_ids(self) -> None:
+        """The id of a stored response says whose it is, so it is never the caller's choice."""
+        ids, previous = self._front.response_ids, self._data.get("previous_response_id")
+        if previous is not None:
+            ids.check(previous, self._principal, param="previous_response_id")
+        if self.shape is Shape.RESPONSES:
+            self._data["request_id"] = ids.new(self._principal)
+        elif ADMIN not in self._principal.scopes:
+            self._data.pop("request_id", None)
 
     async def serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         if self._route.kind is Kind.BOUNDED:
@@ -208,7 +220,8 @@ class Exchange:
     def _limit(self, reported: asyncio.Future[Report]) -> None:
         """The engine has begun to answer, so its verdict must be near: a lost one is a failure."""
         timeout_ms = self._front.policy.encoder.timeout_ms
-        if self.shape is Shape.RESPONSES and self._data.get("stream"):
+        early = self._data.get("stream") or self._data.get("background")
+        if self.shape is Shape.RESPONSES and early:
             timeout_ms = max(timeout_ms, EARLY_START_TIMEOUT_MS)
 
         def give_up() -> None:

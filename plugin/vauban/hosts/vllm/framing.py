@@ -21,11 +21,14 @@ class Framer:
     :param late: the sandwich for chat templates that take a late system message, as probed.
     :param inline: the same with the reminder inside the last untrusted text, for protocols and
         conversations where no message may follow it.
+    :param continued: for a turn whose earlier ones the server puts before it. A system message
+        stands in the middle there; where the template refuses that, all goes into the texts.
     """
 
-    def __init__(self, late: Sandwich, inline: Sandwich) -> None:
+    def __init__(self, late: Sandwich, inline: Sandwich, continued: Sandwich) -> None:
         self._late = late
         self._inline = inline
+        self._continued = continued
 
     def frame(self, body: Body, shape: Shape) -> int:
         """Frame the untrusted turns of a body in place; returns the tokens added, an upper bound.
@@ -70,7 +73,7 @@ class Framer:
 
     def _anthropic(self, body: Body) -> int:
         present = body.data.get("system")
-        framed = self._frame_inline(body, has_system=bool(present))
+        framed = _frame(self._inline, body.leaves, has_system=bool(present))
         if framed.system is not None:
             body.data["system"] = _merged(framed.system, present)
         return framed.added_tokens
@@ -78,7 +81,9 @@ class Framer:
     def _responses(self, body: Body) -> int:
         """The system text goes into `input`: vLLM's answer repeats `instructions` to the client."""
         data = body.data
-        framed = self._frame_inline(body, has_system=bool(data.get("instructions")))
+        has_system = bool(data.get("instructions"))
+        sandwich = self._inline if data.get("previous_response_id") is None else self._continued
+        framed = _frame(sandwich, body.leaves, has_system=has_system)
         if framed.system is not None:
             turns = data.get("input")
             if isinstance(turns, str):
@@ -87,9 +92,6 @@ class Framer:
             others = turns if isinstance(turns, list) else []
             data["input"] = [{"role": "system", "content": content}, *others]
         return framed.added_tokens
-
-    def _frame_inline(self, body: Body, *, has_system: bool) -> Framed:
-        return _frame(self._inline, body.leaves, has_system=has_system)
 
 
 def _frame(sandwich: Sandwich, turns: Sequence[Leaf], *, has_system: bool) -> Framed:

@@ -21,6 +21,7 @@ from vauban.hosts.vllm.mark import Mark, Order, new_nonce
 from vauban.hosts.vllm.routes import RouteTable
 from vauban.hosts.vllm.runtime import open_runtime
 from vauban.hosts.vllm.settings import policy_from
+from vauban.hosts.vllm.stored import ResponseIds
 from vauban.policy import Policy
 from vauban.screening import ScreenQueue
 from vauban.telemetry import AuditLog, Decision, process_metrics
@@ -51,6 +52,7 @@ class Front:
     identity: Identity
     routes: RouteTable
     framer: Framer
+    response_ids: ResponseIds
     place: str
     default_model: str
 
@@ -91,6 +93,7 @@ class Front:
         self.default_model = state.openai_serving_models.model_name()
         runtime = open_runtime()
         self._sealer = runtime.sealer
+        self.response_ids = ResponseIds(runtime.sealer)
         receiver = ReportReceiver(runtime.sealer, runtime.directory)
         receiver.open()
         self._receiver = receiver
@@ -220,7 +223,8 @@ class Front:
             system=found.system, system_overhead_tokens=found.system_overhead_tokens
         )
         sandwich = self.policy.sandwich
-        return Framer(Sandwich(sandwich, found, count), Sandwich(sandwich, inline, count))
+        continued = inline if found.late_system else TemplateCapabilities()
+        return Framer(*(Sandwich(sandwich, taken, count) for taken in (found, inline, continued)))
 
 
 def _special_tokens(tokenizer: Any) -> list[str]:

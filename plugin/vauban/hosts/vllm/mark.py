@@ -66,12 +66,12 @@ class Sealer:
         return "Sealer(***)"
 
     def seal(self, purpose: bytes, data: bytes) -> bytes:
-        return data + self._mac(purpose, data)
+        return data + self.tag(purpose, data)
 
     def open(self, purpose: bytes, sealed: bytes) -> bytes | None:
         """The data, or None when the seal is not ours."""
         data, mac = sealed[:-_MAC_BYTES], sealed[-_MAC_BYTES:]
-        return data if hmac.compare_digest(mac, self._mac(purpose, data)) else None
+        return data if hmac.compare_digest(mac, self.tag(purpose, data)) else None
 
     def seal_mark(self, mark: Mark) -> str:
         reply = mark.reply.encode()
@@ -97,7 +97,8 @@ class Sealer:
         reply = data[_HEADER.size : body].decode()
         return Mark(Order(order), nonce, reply, Windows.from_bytes(data[body:]))
 
-    def _mac(self, purpose: bytes, data: bytes) -> bytes:
+    def tag(self, purpose: bytes, data: bytes) -> bytes:
+        """The seal alone, for where the data travels apart. 32 bytes."""
         keyed = hmac.new(self._secret, purpose + b"\0", hashlib.sha256)
         keyed.update(data)
         return keyed.digest()

@@ -14,6 +14,7 @@ that has no middleware; the engine half still screens there).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterator, MutableMapping
 from typing import Any
@@ -27,6 +28,7 @@ from vauban.errors import (
     MalformedRequest,
     Overloaded,
     RequestError,
+    RequestTimeout,
     RequestTooLarge,
     RouteRefused,
 )
@@ -39,6 +41,8 @@ from vauban.types import Principal
 Message = MutableMapping[str, Any]
 
 _SEEN = "vauban.guarded"
+_STORED_PATH = "/v1/responses/{response_id}"
+_STORED_PART = 3
 
 
 class GuardMiddleware:
@@ -79,17 +83,20 @@ class GuardMiddleware:
         request_id = self._front.new_request_id()
         shape, path = Shape.CHAT, "unknown"  # not the client's path: that is text, too
         try:
-            route, path = self._route(scope)
+            route, found = self._route(scope)
             if route is None:  # a CORS preflight of an open route
                 await self._app(scope, receive, send)
                 return
-            shape = route.shape
+            shape, path = route.shape, _STORED_PATH if route.stored else found
             principal = self._authorise(scope, route)
+            if route.stored:
+                stored_id = found.split("/")[_STORED_PART]
+                self._front.response_ids.check(stored_id, principal, param="response_id")
             if route.kind is Kind.PASSED:
                 await self._app(scope, receive, send)
                 return
             with self._slot():
-                raw = await self._read(scope, receive)
+                raw = await self._read_in_time(scope, receive)
                 exchange = Exchange(self._front, route, path, principal, request_id, raw)
                 shape = exchange.shape
                 await exchange.serve(self._app, scope, receive, send)
@@ -116,9 +123,11 @@ class GuardMiddleware:
 
     def _authorise(self, scope: Scope, route: Route) -> Principal:
         headers = Headers(scope=scope)
-        client = scope.get("client")
         if route.group is None:
             return self._front.nobody
+        # With this header the address is what the caller says: uvicorn takes it from whoever comes
+        # over loopback, and that is everybody where callers need no key.
+        client = None if "x-forwarded-for" in headers else scope.get("client")
         principal = self._front.identity.authenticate(
             authorization=headers.get("authorization"),
             api_key=headers.get("x-api-key"),
@@ -143,12 +152,20 @@ class GuardMiddleware:
             front.in_flight -= 1
             front.metrics.in_flight.dec()
 
+    async def _read_in_time(self, scope: Scope, receive: Receive) -> bytes:
+        """A body that is sent byte by byte would keep others out: it holds one of the slots."""
+        try:
+            async with asyncio.timeout(self._front.policy.limits.body_timeout_ms / 1000):
+                return await self._read(scope, receive)
+        except TimeoutError:
+            raise RequestTimeout("the body did not arrive in time") from None
+
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         """The whole body, refused as soon as it is known to be too large."""
         limit = self._front.policy.limits.max_body_bytes
         too_large = RequestTooLarge(f"the body is over {limit} bytes")
         headers = Headers(scope=scope)
-        if headers.get("content-encoding", "identity").lower() != "identity":
+        if any(found.lower() != "identity" for found in headers.getlist("content-encoding")):
             raise MalformedRequest("compressed bodies are not taken")
         declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > limit:

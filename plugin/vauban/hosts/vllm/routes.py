@@ -39,12 +39,14 @@ class Shape(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Route:
     """`group`: the scope that opens it; None = open to everybody. `generates`: it runs the engine
-    with logits, so the engine half can screen; otherwise the front does."""
+    with logits, so the engine half can screen; otherwise the front does. `stored`: its path names
+    a stored response, which is its owner's alone."""
 
     kind: Kind
     group: str | None
     shape: Shape = Shape.CHAT
     generates: bool = False
+    stored: bool = False
 
 
 def _guarded(group: str, shape: Shape, *, generates: bool = True) -> Route:
@@ -56,6 +58,7 @@ _EMBEDDINGS = _guarded("embeddings", Shape.POOLING, generates=False)
 _COUNTS = Route(Kind.BOUNDED, "tokenize")
 _STATUS = Route(Kind.PASSED, "status")
 _OPEN = Route(Kind.PASSED, None)
+_STORED = Route(Kind.PASSED, "responses", Shape.RESPONSES, stored=True)
 
 _TABLE: dict[tuple[str, str], Route] = {
     ("POST", "/v1/chat/completions"): _guarded("chat", Shape.CHAT),
@@ -83,8 +86,8 @@ _TABLE: dict[tuple[str, str], Route] = {
     ("POST", "/v1/messages/render"): _COUNTS,
     ("POST", "/v1/chat/completions/derender"): _COUNTS,
     ("POST", "/v1/completions/derender"): _COUNTS,
-    ("GET", "/v1/responses/{response_id}"): Route(Kind.PASSED, "responses"),
-    ("POST", "/v1/responses/{response_id}/cancel"): Route(Kind.PASSED, "responses"),
+    ("GET", "/v1/responses/{response_id}"): _STORED,
+    ("POST", "/v1/responses/{response_id}/cancel"): _STORED,
     ("GET", "/v1/models"): Route(Kind.PASSED, "models"),
     ("GET", "/health"): _OPEN,
     ("GET", "/ping"): _OPEN,

@@ -34,10 +34,14 @@ Prompt = Callable[[], "list[int] | None"]
 
 @dataclass(eq=False, slots=True)
 class Decision:
-    """Whether a request is vetoed; None = not known yet. Shared by all rows of one request."""
+    """Whether a request is vetoed; None = not known yet. Shared by all rows of one request.
+
+    `asked_by`: the front that waits for the outcome, and the nonce it knows the request by.
+    """
 
     veto: bool | None = None
     screened: Future[Screened] | None = None
+    asked_by: tuple[str, bytes] | None = None
 
 
 class StepScreener:
@@ -119,7 +123,8 @@ class StepScreener:
         for (mark, decision), future in zip(jobs, self._queue.submit(batch), strict=True):
             decision.screened = future
             if mark is not None:
-                future.add_done_callback(partial(self._report, mark))
+                decision.asked_by = mark.reply, mark.nonce
+                future.add_done_callback(partial(self._report, mark.reply, mark.nonce))
         return decisions
 
     def settle(self, decisions: Sequence[Decision]) -> None:
@@ -137,10 +142,19 @@ class StepScreener:
                         outcome if isinstance(outcome, Reason) else outcome.score
                     )
                 except TimeoutError:
-                    decision.screened.cancel()
                     verdict = self._guard.judge(Reason.SCREEN_TIMEOUT)
+                    if not decision.screened.cancel():
+                        self._give_up(decision)
             decision.veto = verdict.blocked
-            decision.screened = None
+            decision.screened = decision.asked_by = None
+
+    def _give_up(self, decision: Decision) -> None:
+        """Tell the front now: the score that is still to come could allow the answer that is being
+        vetoed here. A front takes the first report only."""
+        if decision.asked_by is not None:
+            late: Future[Screened] = Future()
+            late.set_result(Screened(Reason.SCREEN_TIMEOUT))
+            self._report(*decision.asked_by, late)
 
     def _remember(self, nonce: bytes, decision: Decision) -> None:
         self._remembered[nonce] = decision
@@ -177,17 +191,17 @@ class StepScreener:
     def _failed(self) -> Verdict:
         return self._guard.judge(Reason.UNREAD_TEXT)
 
-    def _report(self, mark: Mark, done: Future[Screened]) -> None:
+    def _report(self, reply: str, nonce: bytes, done: Future[Screened]) -> None:
         late = Screened(Reason.SCREEN_TIMEOUT)
         screened = late if done.cancelled() else done.result()
         outcome = screened.outcome
         failed = isinstance(outcome, Reason)
         report = Report(
-            nonce=mark.nonce,
+            nonce=nonce,
             score=None if failed else outcome.score,  # type: ignore[union-attr]
             failure=outcome if isinstance(outcome, Reason) else None,
             batch=screened.batch,
             queue_ms=screened.queue_ms,
             encode_ms=screened.encode_ms,
         )
-        self._sender.send(mark.reply, [report])
+        self._sender.send(reply, [report])
