@@ -7,15 +7,22 @@ import inspect
 import pytest
 
 from vauban import errors
-from vauban.errors import ConfigError, RateLimited, RequestError, ScreeningFailed, VaubanError
+from vauban.errors import (
+    AttackError,
+    ConfigError,
+    RateLimited,
+    RequestError,
+    ScreeningFailed,
+    VaubanError,
+)
 
 ALL = [e for _, e in inspect.getmembers(errors, inspect.isclass) if issubclass(e, VaubanError)]
 FOR_CLIENTS = [e for e in ALL if issubclass(e, RequestError)]
 
 
 def test_the_tree_is_complete() -> None:
-    assert all(issubclass(e, (ConfigError, RequestError, ScreeningFailed)) or e is VaubanError
-               for e in ALL)  # fmt: skip
+    tops = (ConfigError, RequestError, ScreeningFailed, AttackError)
+    assert all(issubclass(e, tops) or e is VaubanError for e in ALL)
     drawn = errors.__doc__ or ""
     assert all(e.__name__ in drawn for e in ALL)
 

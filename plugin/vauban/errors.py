@@ -14,7 +14,8 @@ VaubanError
 │   ├── NotFound           what is asked for does not exist, or is somebody else's
 │   ├── RateLimited        a limit of the principal is used up
 │   └── Overloaded         a bounded queue is full
-└── ScreeningFailed        a detector could not judge; `guard.py` turns it into a verdict
+├── ScreeningFailed        a detector could not judge; `guard.py` turns it into a verdict
+└── AttackError            adversarial training was asked for something it can't compute
 
 One table per host maps `RequestError` to the wire; nothing else reaches a client.
 Messages never contain prompt text, keys or tool arguments.
@@ -43,6 +44,10 @@ class WeightsError(ConfigError):
 
 class ScreeningFailed(VaubanError):
     """A detector could not judge. Only `guard.py` decides what that means."""
+
+
+class AttackError(VaubanError):
+    """An attack on a model, or a training step on one, can't be computed from what it was given."""
 
 
 class RequestError(VaubanError):
