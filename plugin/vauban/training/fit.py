@@ -28,6 +28,7 @@ from torch.nn import functional as F  # noqa: N812
 from vauban.detectors.bert import EncoderModel, mean_pool
 from vauban.detectors.windows import Ids
 from vauban.errors import WeightsError
+from vauban.training.attack_region import Region
 from vauban.training.base import Start
 from vauban.training.mixture import POOL_EXAMPLES, Example, Mixture
 
@@ -272,16 +273,16 @@ class Trainer:
 
 
 def shifted(x: Tensor, gradient: Tensor, real: Tensor, length: float) -> Tensor:
-    """`x` moved up the gradient: per window a shift of `length` times its mean token's length.
+    """FGSM by a gradient that is there already, so that the attack costs no pass of its own.
+
+    Each window moves up its gradient by `length` times the mean length of its tokens.
 
     :param x: hidden states [windows, tokens, width]; padding (`real` False) stays where it is.
     """
-    direction = gradient * real[:, :, None]
-    direction = direction / direction.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None]
-    tokens = real.sum(dim=1).clamp_min(1)
-    size = (x.norm(dim=-1) * real).sum(dim=1) / tokens
-    moved: Tensor = x + length * size[:, None, None] * direction
-    return moved
+    mean = (x.norm(dim=-1) * real).sum(dim=1) / real.sum(dim=1).clamp_min(1)
+    region = Region.around(x, length * mean, "l2", (None, None), real)
+    uphill = region.direction(torch.where(region.free, gradient, 0.0))
+    return region.project(region.center + region.epsilon * uphill)
 
 
 def collate(windows: Sequence[Ids], frame: tuple[int, int]) -> tuple[Tensor, Tensor]:
