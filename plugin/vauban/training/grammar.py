@@ -4,6 +4,7 @@ A file names a label, a kind and the rules that make texts:
 
     label: 1
     kind: indirect_injection
+    weight: 2                               # optional: how often it is drawn, default 1
     start:                                  # one of these is drawn, then filled in
       - "{opener} {order}, and {goal}."
     rules:
@@ -57,6 +58,7 @@ class _File(_Part):
     label: int = Field(ge=0, le=1)
     kind: str
     start: Alternatives
+    weight: float = Field(default=1.0, gt=0.0)
     rules: dict[str, Alternatives] = {}
     twin: _Twin | None = None
 
@@ -71,6 +73,7 @@ class Grammar:
     start: Sequence[str]
     rules: Mapping[str, Sequence[str]]
     given: Mapping[str, Fill]
+    weight: float = 1.0
 
     def text(self, random: np.random.Generator) -> str:
         return self._fill(self.start[int(random.integers(len(self.start)))], random, _MAX_DEPTH)
@@ -117,7 +120,7 @@ def load_grammars(given: Mapping[str, Fill], directory: Path | None = None) -> l
     grammars = []
     for path, file in read.items():
         rules = {**common, **file.rules}
-        made = [Grammar(path.stem, file.label, file.kind, file.start, rules, given)]
+        made = [Grammar(path.stem, file.label, file.kind, file.start, rules, given, file.weight)]
         if file.twin:
             made.append(_twin(made[0], file.twin))
         for grammar in made:

@@ -142,7 +142,7 @@ class Mixture:
         part = random.random()
         grammars = self._of_label(1)
         if part < self._config.grammar and grammars:
-            text = _pick(grammars, random).text(random)
+            text = _weighted(grammars, random).text(random)
         elif part < self._config.grammar + self._config.spliced and self._can_splice():
             text = self._spliced(self._payload(random), random)
         else:
@@ -155,7 +155,7 @@ class Mixture:
         part = random.random()
         grammars = self._of_label(0)
         if part < self._config.grammar and grammars:
-            text = _pick(grammars, random).text(random)
+            text = _weighted(grammars, random).text(random)
         elif part < self._config.grammar + self._config.spliced / 2 and self._can_splice():
             text = self._spliced(self._tricky(random), random)
         else:
@@ -171,7 +171,7 @@ class Mixture:
 
     def _payload(self, random: np.random.Generator) -> str:
         """A short attack that can stand inside a document."""
-        own = [g for g in self._grammars if g.name in (_PAYLOADS, _PAYLOADS, "override", "leak")]
+        own = [g for g in self._grammars if g.name in (_PAYLOADS, "override", "leak", "classic")]
         if own and (not self._short_attacks or random.random() < 0.5):
             return augment.crop(_pick(own, random).text(random), _MAX_PAYLOAD_CHARS, random)
         return _draw(self._short_attacks, random)
@@ -242,6 +242,11 @@ def _by_source(rows: Sequence[Row]) -> list[_Source]:
 def _draw(sources: Sequence[_Source], random: np.random.Generator) -> str:
     source = sources[int(random.choice(len(sources), p=[s.weight for s in sources]))]
     return _pick(source.texts, random)
+
+
+def _weighted(grammars: Sequence[Grammar], random: np.random.Generator) -> Grammar:
+    weights = np.array([grammar.weight for grammar in grammars])
+    return grammars[int(random.choice(len(grammars), p=weights / weights.sum()))]
 
 
 def _pick(items: Sequence[T], random: np.random.Generator) -> T:
