@@ -73,11 +73,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Start:
-    """start(*flags, environ=..., path=...) -> a guarded server, as a context manager."""
+    """start(*flags, environ=..., path=...) -> a guarded server, as a context manager.
+
+    A variable of `environ` that is None is taken away.
+    """
 
     @contextmanager
     def run(
-        *flags: str, environ: dict[str, str] | None = None, path: Path | None = None,
+        *flags: str, environ: dict[str, str | None] | None = None, path: Path | None = None,
         max_model_len: int = MAX_MODEL_LEN, wait: bool = True,
     ) -> Iterator[Live]:  # fmt: skip
         port = free_port(None)
@@ -91,9 +94,10 @@ def start(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Start:
         )  # fmt: skip
         # vLLM is 2,600 files: compiling them again in every process takes most of a start.
         inherited.pop("PYTHONDONTWRITEBYTECODE", None)
-        environ = {**inherited, "VLLM_CPU_KVCACHE_SPACE": "1", **(environ or {})}
+        wanted = {**inherited, "VLLM_CPU_KVCACHE_SPACE": "1", **(environ or {})}
+        given = {name: value for name, value in wanted.items() if value is not None}
         log = tmp_path_factory.mktemp("server") / "server.log"
-        with running(command, environ, port, log) as server:
+        with running(command, given, port, log) as server:
             live = Live(server)
             if wait:
                 server.wait_ready(live.answers)

@@ -1,5 +1,6 @@
 """A server short of everything: KV cache (requests are preempted and resume) and encoder queue;
-and at the end one whose worker, with the encoder in it, is killed."""
+and at the end one whose worker, with the encoder in it, is killed. Its front is loaded by
+`--middleware`."""
 
 from __future__ import annotations
 
@@ -27,8 +28,10 @@ CHAT = "/v1/chat/completions"
 def tight(start: Any) -> Iterator[Any]:
     with start(
         "--num-gpu-blocks-override", "28", "--block-size", "32", "--no-enable-prefix-caching",
+        "--middleware", "vauban.hosts.vllm.middleware.GuardMiddleware",
         "--additional-config.vauban.encoder.queue_tokens", "512",
-        "--additional-config.vauban.answer.details", "true", max_model_len=768,
+        "--additional-config.vauban.answer.details", "true",
+        max_model_len=768, environ={"VLLM_PLUGINS": None},
     ) as server:  # fmt: skip
         yield server
 
@@ -45,6 +48,11 @@ def is_blocked(response: httpx.Response, reason: str = "prompt_injection") -> bo
         assert response.json()["error"]["code"] == "content_filter", response.text
         assert response.json()["error"]["reason"] == reason
     return response.status_code == 400
+
+
+def test_the_middleware_finds_the_encoder_in_the_engine(tight: Any) -> None:
+    assert "encoder in the engine" in tight.log()
+    assert ask(tight, ASK).headers["x-vauban-request-id"]
 
 
 def test_requests_that_are_preempted_and_resume(tight: Any) -> None:
