@@ -1,4 +1,4 @@
-"""Ways past the front that HTTP itself offers: an injection gets no answer from the model by any."""
+"""Ways past the front that HTTP itself offers: by none does an injection get the model's answer."""
 
 from __future__ import annotations
 
@@ -162,8 +162,8 @@ def test_two_lengths_of_one_body_smuggle_nothing(live: Any) -> None:
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "identity, gzip", "GZIP", "x"])
 def test_compressed_bodies_are_not_taken(live: Any, encoding: str) -> None:
     for body in (gzip.compress(dumped(ATTACK)), dumped(ATTACK)):
-        for headers in ([("content-encoding", encoding)],
-                        [("content-encoding", "identity"), ("content-encoding", encoding)]):  # fmt: skip
+        once = ("content-encoding", encoding)
+        for headers in ([once], [("content-encoding", "identity"), once]):
             response = live.http.post(
                 CHAT, content=body, headers=[("content-type", "application/json"), *headers]
             )
@@ -259,7 +259,7 @@ def test_no_header_lets_a_request_through(live: Any) -> None:
         assert 200 not in found
 
 
-# -- options -----------------------------------------------------------------------------------------
+# -- options -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -238,10 +238,7 @@ async def make_server(
         front.guard = guards[key]
         inline = TemplateCapabilities(system=True)
         front.framer = Framer(
-            *(
-                Sandwich(front.policy.sandwich, found, _tokens)
-                for found in (probed, inline, inline)
-            )
+            *(Sandwich(front.policy.sandwich, found, _tokens) for found in (probed, inline, inline))
         )
         front.default_model = "standin"
         front.max_guard_tokens = 100_000

@@ -164,7 +164,7 @@ async def test_a_background_response_may_wait_in_the_queue(
     import asyncio
 
     asking = asyncio.create_task(server.post(RESPONSES, {**ASKED, "background": True}))
-    while not server.engine.bodies:
+    while not server.engine.bodies:  # noqa: ASYNC110 - the fake engine has no event to wait for
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
     server.engine.screen(server.engine.bodies[0])
