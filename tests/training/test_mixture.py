@@ -27,10 +27,11 @@ def test_a_pool_is_a_function_of_seed_and_number(mix: Mixture) -> None:
 
 
 def test_a_pool_is_mixed_and_bounded(mix: Mixture, reader: Reader) -> None:
-    pool = mix.pool(0, 0)
-    assert len(pool) == mixture.POOL_EXAMPLES
+    pools = [mix.pool(0, number) for number in range(6)]
+    assert all(len(pool) == mixture.POOL_EXAMPLES for pool in pools)
+    pool = [example for pool in pools for example in pool]
     share = np.mean([example.label for example in pool])
-    assert abs(share - MixtureConfig().attacks) < 0.15
+    assert abs(share - MixtureConfig().attacks) < 4 * 0.5 / len(pool) ** 0.5  # four deviations
     for example in pool:
         assert 1 <= len(example.windows) <= (MAX_BAG if example.label else 1)
         assert 1 <= example.longest <= BODY
