@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import socket
@@ -39,15 +40,15 @@ def is_blocked(response: httpx.Response) -> bool:
     return response.status_code == 400
 
 
-def raw(live: Any, data: bytes) -> bytes:
-    """What the server says to these bytes until it closes or falls silent."""
+def raw(live: Any, data: bytes, patience_s: float = 120) -> bytes:
+    """What the server says to these bytes until it closes, or is silent for so long."""
     where = urlsplit(live.url)
     said = b""
-    with socket.create_connection((where.hostname, where.port), timeout=60) as connection:
+    with socket.create_connection((where.hostname, where.port), timeout=patience_s) as connection:
         connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
-        while piece := connection.recv(65_536):
-            said += piece
+        with contextlib.suppress(TimeoutError):
+            while piece := connection.recv(65_536):
+                said += piece
     return said
 
 
@@ -63,6 +64,12 @@ def request(
 
 def statuses(said: bytes) -> list[int]:
     return [int(line.split()[1]) for line in said.split(b"\r\n") if line.startswith(b"HTTP/1.")]
+
+
+def is_refused(response: httpx.Response) -> bool:
+    """By the guard or by vLLM: no answer of the model either way."""
+    assert response.status_code in (200, 400), response.text
+    return response.status_code == 400 and "choices" not in response.json()
 
 
 def served(live: Any) -> float:
@@ -153,8 +160,8 @@ def test_two_lengths_of_one_body_smuggle_nothing(live: Any) -> None:
         request(dumped(ATTACK), "content-length: -1", length=False),
         request(dumped(ATTACK), "content-length: 99999999999999999999", length=False),
     ):
-        found = statuses(raw(live, data.replace(b"connection: close", b"connection: keep-alive")))
-        assert found.count(200) <= 1
+        kept = data.replace(b"connection: close", b"connection: keep-alive")
+        assert statuses(raw(live, kept, patience_s=3)).count(200) <= 1
     # The one plain question among them may have been answered.
     assert served(live) - before <= 1
 
@@ -233,8 +240,10 @@ def test_deep_nesting(live: Any, path: str, name: str, depth: int) -> None:
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udc00b", "\x00", "\x1b[31m", "\u202e", "\ufeff"])
 def test_characters_that_are_none(live: Any, text: str) -> None:
-    assert live.post(CHAT, chat(f"{text} {ATTACK}")).status_code == 400
-    assert live.post(CHAT, chat(f"{ASK} {text}")).status_code in (200, 400)
+    headers = {"content-type": "application/json"}
+    for asked, refused in ((f"{text} {ATTACK}", {True}), (f"{ASK} {text}", {True, False})):
+        response = live.http.post(CHAT, content=dumped(asked), headers=headers)
+        assert is_refused(response) in refused
     assert not is_blocked(live.post(CHAT, chat(ASK)))
 
 
@@ -288,8 +297,10 @@ def test_options_of_chat(live: Any, options: dict[str, Any], stream: bool) -> No
     fields = {"stream": stream, **options}
     if not stream:
         fields.pop("stream_options", None)
-    for text in (ASK, ATTACK):
-        assert is_blocked(live.post(CHAT, chat(text, **fields))) == (text == ATTACK)
+    assert is_refused(live.post(CHAT, chat(ATTACK, **fields)))
+    plain = live.post(CHAT, chat(ASK, **fields))
+    # vLLM gives these not streamed only.
+    assert is_refused(plain) == (stream and "prompt_logprobs" in options)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -305,10 +316,8 @@ def test_options_of_completions(live: Any, options: dict[str, Any], stream: bool
         for prompt in (text, [text], [ASK, text], ids, [ids]):
             body = {"model": "standin", "max_tokens": 4, "stream": stream, "prompt": prompt}
             response = live.post("/v1/completions", {**body, **options})
-            if text == ATTACK or response.status_code == 200:
-                assert is_blocked(response) == (text == ATTACK)
-            else:  # vLLM takes some of these not streamed only
-                assert stream or "prompt_logprobs" in options or "suffix" in options
+            refused = "suffix" in options or (stream and "prompt_logprobs" in options)  # by vLLM
+            assert is_refused(response) == (refused or text == ATTACK)
             if text == ATTACK:
                 assert "support@example.com" not in response.text
 

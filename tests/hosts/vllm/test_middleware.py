@@ -410,6 +410,23 @@ async def test_a_client_that_leaves_before_the_engine_has_looked(server: Any) ->
     assert server.front.in_flight == 0
 
 
+async def test_an_answer_to_a_client_that_left_is_not_waited_for(server: Any) -> None:
+    """vLLM aborts the request and then answers `null`."""
+    server.engine.report = False
+    server.engine.answered = b"null"
+    leave = asyncio.Event()
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        leave.set()
+        assert (await receive())["type"] == "http.disconnect"
+        await server.engine.say(scope, receive, send)
+
+    server.engine.answer = answer
+    response = await server.post(CHAT, GOOD, leave=leave)
+    assert response.messages == []
+    assert server.front.in_flight == 0
+
+
 @pytest.mark.parametrize("started", [False, True])
 async def test_an_application_that_fails_before_a_verdict(server: Any, started: bool) -> None:
     server.engine.report = False

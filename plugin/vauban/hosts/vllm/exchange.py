@@ -63,6 +63,7 @@ class Exchange:
         self._chars = self._segments = self._tokens = self._added_tokens = 0
         self._findings: tuple[tuple[str, int], ...] = ()
         self._timer: asyncio.TimerHandle | None = None
+        self._client_left = False
         self._settle_ids()
         if principal.limit.tokens_per_min is not None:
             self._data.pop("stream_interval", None)  # tokens of a stream are counted by its events
@@ -151,7 +152,9 @@ class Exchange:
             if not given:
                 given = True
                 return {"type": "http.request", "body": raw, "more_body": False}
-            return await receive()
+            message = await receive()
+            self._client_left = self._client_left or message["type"] == "http.disconnect"
+            return message
 
         return {**scope, "headers": headers.raw}, receive_body
 
@@ -192,7 +195,9 @@ class Exchange:
         try:
             waiting: set[asyncio.Future[Any]] = {serving, reported}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if reported.done() or gate.complete:
+            # vLLM also ends its work for a client that left with an answer, of `null`; no verdict
+            # will come for that, and waiting for it would hold a place among those in flight.
+            if reported.done() or (gate.complete and not self._client_left):
                 if not reported.done():
                     self._limit(reported)
                 report = await reported
