@@ -109,10 +109,10 @@ ODD_TARGETS = [
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
 def test_odd_targets(live: Any, target: str, version: str) -> None:
     """Each is shut, or guarded as the plain one is."""
-    before = served(live)
-    (status,) = statuses(raw(live, request(dumped(ATTACK), target=target, version=version)))
+    said = raw(live, request(dumped(ATTACK), target=target, version=version))
+    (status,) = statuses(said)
     assert status in (400, 404)
-    assert served(live) == before
+    assert b'"choices"' not in said
 
 
 @pytest.mark.parametrize("method", ["HEAD", "GET", "PUT", "PATCH", "DELETE", "TRACE", "OPTIONS",
@@ -150,7 +150,7 @@ def test_chunked_bodies(live: Any, size: int) -> None:
 def test_two_lengths_of_one_body_smuggle_nothing(live: Any) -> None:
     """Whatever is taken for a second request is guarded like a first."""
     inner = request(dumped(ATTACK))
-    before = served(live)
+    answers = 0
     for data in (
         request(b"0\r\n\r\n" + inner, "transfer-encoding: chunked"),
         request(b"0\r\n\r\n" + inner, "transfer-encoding: chunked", "content-length: 5"),
@@ -161,9 +161,11 @@ def test_two_lengths_of_one_body_smuggle_nothing(live: Any) -> None:
         request(dumped(ATTACK), "content-length: 99999999999999999999", length=False),
     ):
         kept = data.replace(b"connection: close", b"connection: keep-alive")
-        assert statuses(raw(live, kept, patience_s=3)).count(200) <= 1
+        said = raw(live, kept, patience_s=3)
+        assert statuses(said).count(200) <= 1
+        answers += said.count(b'"choices"')
     # The one plain question among them may have been answered.
-    assert served(live) - before <= 1
+    assert answers <= 1  # to the harmless one
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "identity, gzip", "GZIP", "x"])
