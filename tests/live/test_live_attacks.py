@@ -73,7 +73,8 @@ def is_refused(response: httpx.Response) -> bool:
 
 
 def served(live: Any) -> float:
-    found: float = live.metric("vllm:request_success_total")
+    """Answers that got all their tokens; one that is vetoed ends at its first with `stop`."""
+    found: float = live.metric("vllm:request_success_total", finished_reason="length")
     return found
 
 
