@@ -27,7 +27,7 @@ CHAT = "/v1/chat/completions"
 @pytest.fixture(scope="module")
 def tight(start: Any) -> Iterator[Any]:
     with start(
-        "--num-gpu-blocks-override", "28", "--block-size", "32", "--no-enable-prefix-caching",
+        "--num-gpu-blocks-override", "44", "--block-size", "32", "--no-enable-prefix-caching",
         "--middleware", "vauban.hosts.vllm.middleware.GuardMiddleware",
         "--additional-config.vauban.encoder.queue_tokens", "512",
         "--additional-config.vauban.answer.details", "true",
@@ -74,8 +74,11 @@ def test_requests_that_are_preempted_and_resume(tight: Any) -> None:
 
 
 def test_a_full_queue_blocks(tight: Any) -> None:
-    """More waits for the encoder than may wait: what finds no room is not served."""
-    long = prose(180, seed=4)
+    """More waits for the encoder than may wait: what finds no room is not served.
+
+    Two of these texts are over the queue's 512 tokens, and three fit into a step.
+    """
+    long = prose(210, seed=4)
     for _ in range(5):
         with ThreadPoolExecutor(24) as pool:
             answers = list(pool.map(lambda n: ask(tight, f"{long} {n}"), range(24)))
