@@ -96,6 +96,32 @@ class Verdict:
         return max((s.score for s in self.signals), default=0.0)
 
 
+class Level(IntEnum):
+    """How a principal is treated, ordered from freely to not at all."""
+
+    CLEAR = 0
+    FLAGGED = 1
+    SLOWED = 2
+    DEGRADED = 3
+    HELD = 4
+    BANNED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the extraction detector knows of one principal after a query; no text, no embedding.
+
+    `score` is in [0, 1], 1 = worst. `level` is the most that this evidence supports. `signals`
+    names what it is made of. `campaign` names the group of accounts it was found in, or is empty.
+    """
+
+    score: float
+    level: Level
+    queries: int
+    signals: tuple[tuple[str, float], ...] = ()
+    campaign: str = ""
+
+
 class PrincipalKind(StrEnum):
     ANONYMOUS = "anonymous"
     KEY = "key"
@@ -112,9 +138,15 @@ class RateLimit:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who is calling. `id` is stable, unique, and safe to log (never the credential itself)."""
+    """Who is calling. `id` is stable, unique, and safe to log (never the credential itself).
+
+    `service`: declared by the operator to be a program that serves many people. `group`: whom
+    the credential was issued to together with others (a customer, a parent key), or empty.
+    """
 
     id: str
     kind: PrincipalKind
     scopes: frozenset[str] = field(default_factory=frozenset)
     limit: RateLimit = field(default_factory=RateLimit)
+    service: bool = False
+    group: str = ""
