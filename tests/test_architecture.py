@@ -36,7 +36,7 @@ MAY_IMPORT = {
     },
     "vllm": {"hosts/vllm"},
     "tritonclient": {"hosts/triton"},
-    "faiss": {"detectors/extraction.py"},
+    "faiss": {"detectors/extraction/index.py"},
     "valkey": {"state/valkey.py"},
     "transformers": {"detectors", "training", "standin.py"},
     "fastapi": {"hosts/vllm"},

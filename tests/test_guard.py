@@ -97,7 +97,7 @@ def test_monitor_reports_what_enforce_would_do(
 
 
 def test_off_judges_nothing(make_guard: MakeGuard) -> None:
-    guard = make_guard(injection={"mode": "off"})
+    guard = make_guard(injection={"mode": "off"}, extraction={"mode": "off"})
     for outcome in (0.999, math.nan, Reason.SCREEN_FAILED):
         verdict = guard.judge(outcome)
         assert (verdict.action, verdict.reason) == (Action.ALLOW, Reason.OFF)

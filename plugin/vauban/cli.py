@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from vauban import __version__
-from vauban.commands import evaluate, keys, policy, train
+from vauban.commands import evaluate, extraction, keys, policy, train
 from vauban.errors import VaubanError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,  # a local may hold a key
 )
 app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(extraction.app, name="extraction")
 app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
 app.add_typer(train.app, name="train")

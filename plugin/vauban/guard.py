@@ -11,22 +11,34 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from vauban.detectors import checkpoint
 from vauban.detectors.windows import Windows, WindowTokenizer
 from vauban.errors import RequestTooLarge, ScreeningFailed
 from vauban.policy import Policy
 from vauban.text.normalize import Normalizer
-from vauban.types import Action, Mode, Origin, Reason, Segment, Signal, Verdict
+from vauban.types import (
+    Action,
+    Caller,
+    Evidence,
+    Mode,
+    Origin,
+    Reason,
+    Segment,
+    Signal,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from vauban.detectors.encoder import Encoded
+    from vauban.detectors.extraction.detector import ExtractionDetector
 
 logger = logging.getLogger(__name__)
 
 INJECTION = "injection"
 _END_CHARS = 300
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +102,7 @@ class Guard:
             complete = complete and normalized.complete
         views.extend("\n".join(pieces) for pieces in parts.values())
         views.extend(_across(whole))
-        screened = self.policy.injection.mode is not Mode.OFF
-        windows = self._tokenize(list(dict.fromkeys(views)) if screened else [])
+        windows = self._tokenize(list(dict.fromkeys(views)) if self.policy.encodes else [])
         return Reading(tuple(texts), windows, dict(findings), complete)
 
     def spells_control_token(self, text: str) -> bool:
@@ -164,17 +175,52 @@ def encode_each(
 ) -> list[Encoded | Reason]:
     """Encode a batch; a request that breaks the encoder fails alone, not its neighbours.
 
-    Any exception of the encoder becomes `Reason.SCREEN_FAILED`: whatever a detector dies of
-    (out of memory, a CUDA fault, a bug), the request was not screened, and `Guard.judge` must
-    hear of it.
+    Any exception of the encoder becomes `Reason.SCREEN_FAILED`, and `Guard.judge` must hear of it.
     """
-    try:
+
+    def work() -> list[Encoded]:
         encoded = list(encode(batch))
         if len(encoded) != len(batch):
             raise ScreeningFailed("the encoder answered for another number of requests")
+        return encoded
+
+    encoded = _attempt("screening", work)
+    if encoded is not None:
+        return list(encoded)
+    if len(batch) > 1:
+        return [outcome for one in batch for outcome in encode_each(encode, [one])]
+    return [Reason.SCREEN_FAILED]
+
+
+def watch_each(
+    detector: ExtractionDetector,
+    callers: Sequence[Caller | None],
+    outcomes: Sequence[Encoded | Reason],
+) -> list[Evidence | Reason | None]:
+    """Tell the extraction detector of a batch; what is known of each caller then.
+
+    A detector that fails has seen nothing of this batch: `Reason.WATCH_FAILED` for all of it, and
+    the policy says what that means. None: nobody was named, or there was nothing to learn.
+    """
+    from vauban.detectors.extraction.detector import Query  # loads faiss
+
+    queries: list[tuple[int, Query]] = []
+    for index, (caller, outcome) in enumerate(zip(callers, outcomes, strict=True)):
+        if caller is None or isinstance(outcome, Reason) or outcome.embedding is None:
+            continue
+        queries.append((index, Query(caller, outcome.embedding)))
+    found: list[Evidence | Reason | None] = [None] * len(callers)
+    known = _attempt("extraction detection", lambda: detector.observe([q for _, q in queries]))
+    for place, (index, _) in enumerate(queries):
+        found[index] = Reason.WATCH_FAILED if known is None else known[place]
+    return found
+
+
+def _attempt(what: str, work: Callable[[], T]) -> T | None:
+    """The result, or None when a detector died of anything at all (out of memory, a CUDA fault, a
+    bug): it has not seen these requests, and the caller must say so."""
+    try:
+        return work()
     except Exception as error:  # noqa: BLE001 - the one fail-closed handler
-        if len(batch) > 1:
-            return [outcome for one in batch for outcome in encode_each(encode, [one])]
-        logger.error("screening failed: %s", type(error).__name__)  # no text, so no message
-        return [Reason.SCREEN_FAILED]
-    return list(encoded)
+        logger.error("%s failed: %s", what, type(error).__name__)  # no text, so no message
+        return None

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vauban.detectors.encoder import Encoder
 from vauban.errors import RequestTooLarge
@@ -59,6 +61,22 @@ class OfflineScreen:
                 outcome if isinstance(outcome, Reason) else outcome.score
             )
         return [verdicts[index] for index in range(len(requests))]
+
+    def embed(self, requests: Sequence[Request]) -> list[NDArray[np.float32] | None]:
+        """The unit embedding of each request, float32 [hidden]; None for one that can't be read,
+        or has nothing to read."""
+        embeddings: list[NDArray[np.float32] | None] = [None] * len(requests)
+        waiting = []
+        for index, request in enumerate(requests):
+            try:
+                waiting.append((index, self._guard.read(request).windows))
+            except RequestTooLarge:
+                continue
+        outcomes = encode_each(self._encoder.encode, [windows for _, windows in waiting])
+        for (index, _), outcome in zip(waiting, outcomes, strict=True):
+            if not isinstance(outcome, Reason):
+                embeddings[index] = outcome.embedding
+        return embeddings
 
 
 def as_user(text: str) -> Request:

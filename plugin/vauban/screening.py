@@ -8,15 +8,21 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vauban.detectors.windows import Windows
-from vauban.guard import encode_each
-from vauban.types import Reason
+from vauban.guard import encode_each, watch_each
+from vauban.policy import ExtractionPolicy
+from vauban.types import Caller, Evidence, Mode, Reason
 
 if TYPE_CHECKING:
     from vauban.detectors.encoder import Encoded
 
+
+Watch = Callable[
+    [Sequence[Caller | None], Sequence["Encoded | Reason"]], Sequence[Evidence | Reason | None]
+]
 
 SLICE_TOKENS = 65_536
 """Most tokens that one pass over the waiting requests takes at once."""
@@ -27,18 +33,21 @@ class Screened:
     """The outcome for one request, and what it cost.
 
     `batch` is how many requests shared the forward pass; `queue_ms` the wait before it,
-    `encode_ms` the pass itself.
+    `encode_ms` the pass itself. `evidence`: what is known of the caller now, why that could not
+    be said, or None where nobody watches.
     """
 
     outcome: Encoded | Reason
     batch: int = 1
     queue_ms: float = 0.0
     encode_ms: float = 0.0
+    evidence: Evidence | Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     windows: Windows
+    caller: Caller | None
     done: Future[Screened]
     since: float
 
@@ -47,14 +56,20 @@ class ScreenQueue:
     """Encodes on its own thread. All that waits when the thread is free goes into one batch.
 
     :param encode: `Encoder.encode`.
+    :param watch: told the callers and what was encoded for them, a batch at a time, on this
+        queue's thread; `watch_each` with a detector.
     :param max_tokens: tokens that may wait; a request over that is answered at once with
         `Reason.SCREEN_OVERLOADED`. A single request is always taken when nothing waits.
     """
 
     def __init__(
-        self, encode: Callable[[Sequence[Windows]], Sequence[Encoded]], max_tokens: int
+        self,
+        encode: Callable[[Sequence[Windows]], Sequence[Encoded]],
+        max_tokens: int,
+        watch: Watch | None = None,
     ) -> None:
         self._encode = encode
+        self._watch = watch
         self._max_tokens = max_tokens
         self._waiting: deque[_Waiting] = deque()
         self._tokens = 0
@@ -63,18 +78,24 @@ class ScreenQueue:
         self._thread = threading.Thread(target=self._run, name="vauban-encoder", daemon=True)
         self._thread.start()
 
-    def submit(self, batch: Sequence[Windows]) -> list[Future[Screened]]:
-        """Queue requests together. The futures never fail; a failure is an outcome."""
+    def submit(
+        self, batch: Sequence[Windows], callers: Sequence[Caller | None] = ()
+    ) -> list[Future[Screened]]:
+        """Queue requests together. The futures never fail; a failure is an outcome.
+
+        :param callers: who sent each of them; nothing is learned about None.
+        """
         futures: list[Future[Screened]] = [Future() for _ in batch]
         now = time.perf_counter()
         with self._wake:
-            for windows, future in zip(batch, futures, strict=True):
+            callers = callers or [None] * len(batch)
+            for windows, caller, future in zip(batch, callers, futures, strict=True):
                 tokens = windows.tokens
                 if self._closed or (self._waiting and self._tokens + tokens > self._max_tokens):
                     future.set_result(Screened(Reason.SCREEN_OVERLOADED))
                     continue
                 self._tokens += tokens
-                self._waiting.append(_Waiting(windows, future, now))
+                self._waiting.append(_Waiting(windows, caller, future, now))
             self._wake.notify()
         return futures
 
@@ -113,6 +134,21 @@ class ScreenQueue:
         started = time.perf_counter()
         outcomes = encode_each(self._encode, [item.windows for item in batch])
         encode_ms = (time.perf_counter() - started) * 1000
-        for item, outcome in zip(batch, outcomes, strict=True):
+        evidence: Sequence[Evidence | Reason | None] = [None] * len(batch)
+        if self._watch is not None:
+            evidence = self._watch([item.caller for item in batch], outcomes)
+        for item, outcome, known in zip(batch, outcomes, evidence, strict=True):
             queue_ms = (started - item.since) * 1000
-            item.done.set_result(Screened(outcome, len(batch), queue_ms, encode_ms))
+            item.done.set_result(Screened(outcome, len(batch), queue_ms, encode_ms, known))
+
+
+def watcher(policy: ExtractionPolicy) -> Watch | None:
+    """What a queue tells of each batch: the extraction detector, unless the policy has it off.
+
+    :raises WeightsError: the reference can't be loaded.
+    """
+    if policy.mode is Mode.OFF:
+        return None
+    from vauban.detectors.extraction.detector import ExtractionDetector  # loads faiss
+
+    return partial(watch_each, ExtractionDetector(policy))

@@ -47,6 +47,7 @@ class Reason(StrEnum):
     SCREEN_TIMEOUT = "screen_timeout"
     SCREEN_OVERLOADED = "screen_overloaded"
     UNREAD_TEXT = "unread_text"
+    WATCH_FAILED = "watch_failed"
     OFF = "off"
 
 
@@ -120,6 +121,19 @@ class Evidence:
     queries: int
     signals: tuple[tuple[str, float], ...] = ()
     campaign: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What the extraction detector is told of who asked.
+
+    `tags`: what it shares with other callers by credential or address (a key's group, an address
+    block); never what a client says of itself.
+    """
+
+    id: str
+    service: bool = False
+    tags: tuple[str, ...] = ()
 
 
 class PrincipalKind(StrEnum):

@@ -141,7 +141,7 @@ async def test_an_encoder_that_hangs_blocks(make_server: MakeServer) -> None:
     server = make_server(place="front", encoder={"timeout_ms": 30})
 
     class Hanging:
-        def submit(self, batch: Any) -> Any:
+        def submit(self, batch: Any, callers: object = ()) -> Any:
             from concurrent.futures import Future
 
             return [Future() for _ in batch]
@@ -172,9 +172,14 @@ async def test_monitor_blocks_nothing_and_tells(make_server: MakeServer, place: 
 
 
 async def test_off_screens_nothing(make_server: MakeServer, fake_encoder: Any) -> None:
-    server = make_server(place="front", injection={"mode": "off"})
+    off = {"mode": "off"}
+    server = make_server(place="front", injection=off, extraction=off)
     assert (await server.post(CHAT, BAD)).status == 200
     assert fake_encoder.batches == []
+    # The extraction detector needs the encoder's embedding, whatever is done with its score.
+    server = make_server(place="front", injection=off)
+    assert (await server.post(CHAT, BAD)).status == 200
+    assert len(fake_encoder.batches) == 1
 
 
 async def test_details_are_told_only_when_asked(make_server: MakeServer) -> None:

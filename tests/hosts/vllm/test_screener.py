@@ -41,7 +41,7 @@ class HandQueue:
         self.batches: list[list[Windows]] = []
         self.futures: list[Future[Screened]] = []
 
-    def submit(self, batch: Sequence[Windows]) -> list[Future[Screened]]:
+    def submit(self, batch: Sequence[Windows], callers: object = ()) -> list[Future[Screened]]:
         if batch:
             self.batches.append(list(batch))
         made: list[Future[Screened]] = [Future() for _ in batch]

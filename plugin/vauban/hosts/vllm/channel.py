@@ -22,13 +22,13 @@ from pathlib import Path
 
 from vauban.errors import ConfigError
 from vauban.hosts.vllm.mark import Sealer
-from vauban.types import Reason
+from vauban.types import Evidence, Level, Reason
 
 logger = logging.getLogger(__name__)
 
 _PURPOSE = b"verdict"
 _MAX_DATAGRAM_BYTES = 65_536
-_PER_DATAGRAM = 64
+_PER_DATAGRAM = 32
 _SEND_TIMEOUT_S = 5.0
 _ENGINE_FILE = "engine-{pid}.json"
 
@@ -36,6 +36,9 @@ _ENGINE_FILE = "engine-{pid}.json"
 @dataclass(frozen=True, slots=True)
 class Report:
     """What the engine found for one mark. Exactly one of `score` and `failure` is set.
+
+    `evidence`: what is known of the caller now, or why that can't be said; None where nobody
+    watches.
 
     `batch`: requests in the same forward pass. Times in milliseconds.
     """
@@ -46,6 +49,7 @@ class Report:
     batch: int
     queue_ms: float
     encode_ms: float
+    evidence: Evidence | Reason | None = None
 
 
 class ReportSender:
@@ -91,6 +95,7 @@ class ReportSender:
                 r.batch,
                 round(r.queue_ms, 3),
                 round(r.encode_ms, 3),
+                _evidence_row(r.evidence),
             ]
             for r in reports
         ]
@@ -158,7 +163,7 @@ class ReportReceiver:
                 self._resolve(row)
 
     def _resolve(self, row: list[object]) -> None:
-        nonce, score, failure, batch, queue_ms, encode_ms = row
+        nonce, score, failure, batch, queue_ms, encode_ms, evidence = row
         future = self._expected.pop(bytes.fromhex(str(nonce)), None)
         if future is not None and not future.done():
             future.set_result(
@@ -169,8 +174,23 @@ class ReportReceiver:
                     batch=int(str(batch)),
                     queue_ms=float(str(queue_ms)),
                     encode_ms=float(str(encode_ms)),
+                    evidence=_evidence_of(evidence),
                 )
             )
+
+
+def _evidence_row(evidence: Evidence | Reason | None) -> object:
+    if not isinstance(evidence, Evidence):
+        return evidence
+    return [evidence.score, evidence.level, evidence.queries, evidence.signals, evidence.campaign]
+
+
+def _evidence_of(row: object) -> Evidence | Reason | None:
+    if not isinstance(row, list):
+        return None if row is None else Reason(str(row))
+    score, level, queries, signals, campaign = row
+    found = tuple((str(name), float(value)) for name, value in signals)
+    return Evidence(float(score), Level(level), int(queries), found, str(campaign))
 
 
 def announce_engine(directory: Path, policy_digest: str) -> None:

@@ -23,7 +23,7 @@ from vauban.hosts.vllm.gate import Gate
 from vauban.hosts.vllm.mark import RESERVED_KEY
 from vauban.hosts.vllm.routes import Kind, Route, Shape
 from vauban.telemetry import Decision
-from vauban.types import Mode, Principal, Reason, Verdict
+from vauban.types import Caller, Mode, Principal, Reason, Verdict
 
 Message = MutableMapping[str, Any]
 
@@ -122,6 +122,9 @@ class Exchange:
         self._findings = tuple(sorted(reading.findings.items()))
         return reading
 
+    def _caller(self) -> Caller:
+        return Caller(self._principal.id, self._principal.service, (self._principal.group,))
+
     def _reserved(self) -> dict[str, Any]:
         """Where the mark travels in this body; made when it is not there."""
         holder, key = self._data, "vllm_xargs"
@@ -166,8 +169,8 @@ class Exchange:
         """Screen here, then pass on: pooling models, and hosts without logits processors."""
         report = None
         verdict = self._front.guard.judge(Reason.OFF)
-        if self._front.policy.injection.mode is not Mode.OFF:
-            report = await self._front.screen_here(reading.windows)
+        if self._front.policy.encodes:
+            report = await self._front.screen_here(reading.windows, self._caller())
             verdict = self._judge(report)
         if verdict.blocked:
             await self._refuse(send, verdict, report)
@@ -187,7 +190,7 @@ class Exchange:
         """Pass on with a mark, and hold the answer until the engine half has reported."""
         front = self._front
         reserved = self._reserved()  # may refuse, so before anything is registered
-        reserved[RESERVED_KEY], nonce, reported = front.ask_engine(reading.windows)
+        reserved[RESERVED_KEY], nonce, reported = front.ask_engine(reading.windows, self._caller())
         gate = Gate(send, self._principal, front.identity, on_body=lambda: self._limit(reported))
         forwarded = self._forward(scope, receive)
         serving = asyncio.ensure_future(_run(app, *forwarded, gate.send))

@@ -23,11 +23,11 @@ from vauban.hosts.vllm.runtime import open_runtime
 from vauban.hosts.vllm.settings import policy_from
 from vauban.hosts.vllm.stored import ResponseIds
 from vauban.policy import Policy
-from vauban.screening import ScreenQueue
+from vauban.screening import ScreenQueue, watcher
 from vauban.telemetry import AuditLog, Decision, process_metrics
 from vauban.text.sandwich import Sandwich
 from vauban.text.template_probe import TemplateCapabilities, probe_template
-from vauban.types import Principal, PrincipalKind, Reason
+from vauban.types import Caller, Principal, PrincipalKind, Reason
 
 if TYPE_CHECKING:
     from starlette.datastructures import State
@@ -125,11 +125,11 @@ class Front:
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
-    async def screen_here(self, windows: Windows) -> Report:
+    async def screen_here(self, windows: Windows, caller: Caller | None = None) -> Report:
         """Screen in this process, in one batch with whatever else waits."""
         if self._queue is None:
             self._queue = await asyncio.to_thread(self._load_encoder)
-        (future,) = self._queue.submit([windows])
+        (future,) = self._queue.submit([windows], [caller])
         try:
             screened = await asyncio.wait_for(
                 asyncio.wrap_future(future), self.policy.encoder.timeout_ms / 1000
@@ -140,14 +140,22 @@ class Front:
         if isinstance(outcome, Reason):
             return Report(b"", None, outcome, 0, screened.queue_ms, screened.encode_ms)
         return Report(
-            b"", outcome.score, None, screened.batch, screened.queue_ms, screened.encode_ms
+            b"",
+            outcome.score,
+            None,
+            screened.batch,
+            screened.queue_ms,
+            screened.encode_ms,
+            screened.evidence,
         )
 
-    def ask_engine(self, windows: Windows) -> tuple[str, bytes, asyncio.Future[Report]]:
+    def ask_engine(
+        self, windows: Windows, caller: Caller | None = None
+    ) -> tuple[str, bytes, asyncio.Future[Report]]:
         """A mark that asks the engine half to screen, its nonce, and the answer to come."""
         receiver = self._open_receiver()
         nonce = new_nonce()
-        mark = Mark(Order.SCREEN, nonce, receiver.name, windows)
+        mark = Mark(Order.SCREEN, nonce, receiver.name, windows, caller)
         return self._sealer.seal_mark(mark), nonce, receiver.expect(nonce)
 
     def forget(self, nonce: bytes) -> None:
@@ -199,7 +207,8 @@ class Front:
         logger.info(
             "vauban's encoder loaded in %.1f s on %s", time.perf_counter() - started, device
         )
-        return ScreenQueue(encoder.encode, self.policy.encoder.queue_tokens)
+        watch = watcher(self.policy.extraction)
+        return ScreenQueue(encoder.encode, self.policy.encoder.queue_tokens, watch)
 
     def _make_framer(self, state: State) -> Framer:
         def render(messages: Sequence[Mapping[str, str]]) -> str:

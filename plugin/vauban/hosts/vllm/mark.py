@@ -15,18 +15,20 @@ import base64
 import binascii
 import hashlib
 import hmac
+import json
 import secrets
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
 from vauban.detectors.windows import Windows
+from vauban.types import Caller
 
 RESERVED_KEY = "vauban"
 NONCE_BYTES = 16
 
-_VERSION = 1
-_HEADER = struct.Struct(f"<BB{NONCE_BYTES}sH")  # version, order, nonce, length of reply
+_VERSION = 2
+_HEADER = struct.Struct(f"<BB{NONCE_BYTES}sHH")  # version, order, nonce, lengths
 _MAC_BYTES = 32
 
 
@@ -39,12 +41,14 @@ class Order(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """`reply`: name of the front's socket in the runtime directory. `nonce` names the request."""
+    """`reply`: name of the front's socket in the runtime directory. `nonce` names the request.
+    `caller`: who sent it, for the extraction detector; None: learn nothing from it."""
 
     order: Order
     nonce: bytes
     reply: str
     windows: Windows
+    caller: Caller | None = None
 
 
 def new_nonce() -> bytes:
@@ -75,8 +79,9 @@ class Sealer:
 
     def seal_mark(self, mark: Mark) -> str:
         reply = mark.reply.encode()
-        header = _HEADER.pack(_VERSION, mark.order, mark.nonce, len(reply))
-        sealed = self.seal(b"mark", header + reply + mark.windows.to_bytes())
+        caller = _caller_bytes(mark.caller)
+        header = _HEADER.pack(_VERSION, mark.order, mark.nonce, len(reply), len(caller))
+        sealed = self.seal(b"mark", header + reply + caller + mark.windows.to_bytes())
         return base64.b64encode(sealed).decode("ascii")
 
     def open_mark(self, text: object) -> Mark | None:
@@ -90,15 +95,29 @@ class Sealer:
         data = self.open(b"mark", sealed)
         if data is None or len(data) < _HEADER.size:
             return None
-        version, order, nonce, length = _HEADER.unpack_from(data)
+        version, order, nonce, reply_bytes, caller_bytes = _HEADER.unpack_from(data)
         if version != _VERSION:
             return None
-        body = _HEADER.size + length
-        reply = data[_HEADER.size : body].decode()
-        return Mark(Order(order), nonce, reply, Windows.from_bytes(data[body:]))
+        end = _HEADER.size + reply_bytes
+        reply, caller = data[_HEADER.size : end].decode(), data[end : end + caller_bytes]
+        windows = Windows.from_bytes(data[end + caller_bytes :])
+        return Mark(Order(order), nonce, reply, windows, _caller_of(caller))
 
     def tag(self, purpose: bytes, data: bytes) -> bytes:
         """The seal alone, for where the data travels apart. 32 bytes."""
         keyed = hmac.new(self._secret, purpose + b"\0", hashlib.sha256)
         keyed.update(data)
         return keyed.digest()
+
+
+def _caller_bytes(caller: Caller | None) -> bytes:
+    if caller is None:
+        return b""
+    return json.dumps([caller.id, caller.service, caller.tags]).encode()
+
+
+def _caller_of(data: bytes) -> Caller | None:
+    if not data:
+        return None
+    name, service, tags = json.loads(data)
+    return Caller(name, service, tuple(tags))

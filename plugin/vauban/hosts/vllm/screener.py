@@ -18,7 +18,7 @@ from vauban.hosts.vllm.channel import Report, ReportSender, announce_engine
 from vauban.hosts.vllm.mark import Mark, Order, Sealer
 from vauban.hosts.vllm.runtime import open_runtime
 from vauban.hosts.vllm.settings import policy_of
-from vauban.screening import Screened, ScreenQueue
+from vauban.screening import Screened, ScreenQueue, watcher
 from vauban.types import Mode, Origin, Reason, Segment, Verdict
 
 if TYPE_CHECKING:
@@ -80,9 +80,10 @@ class StepScreener:
         runtime = open_runtime()
         tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
         encoder = Encoder.load(policy.encoder, device)
+        watch = watcher(policy.extraction)
         screener = cls(
             Guard(policy),
-            ScreenQueue(on_own_stream(encoder.encode, device), policy.encoder.queue_tokens),
+            ScreenQueue(on_own_stream(encoder.encode, device), policy.encoder.queue_tokens, watch),
             runtime.sealer,
             ReportSender(runtime.sealer, runtime.directory),
             # Read as text, the template's own control tokens would look like a forgery.
@@ -120,7 +121,9 @@ class StepScreener:
             if decision.veto is None and windows is not None:
                 jobs.append((mark, decision))
                 batch.append(windows)
-        for (mark, decision), future in zip(jobs, self._queue.submit(batch), strict=True):
+        callers = [mark.caller if mark is not None else None for mark, _ in jobs]
+        futures = self._queue.submit(batch, callers)
+        for (mark, decision), future in zip(jobs, futures, strict=True):
             decision.screened = future
             if mark is not None:
                 decision.asked_by = mark.reply, mark.nonce
@@ -203,5 +206,6 @@ class StepScreener:
             batch=screened.batch,
             queue_ms=screened.queue_ms,
             encode_ms=screened.encode_ms,
+            evidence=screened.evidence,
         )
         self._sender.send(reply, [report])

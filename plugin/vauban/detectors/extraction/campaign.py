@@ -1,0 +1,147 @@
+"""One thief behind many accounts: accounts that are each a little suspect, and linked.
+
+Accounts become members of the register when an honest person would be as suspect with at most
+`MEMBER_SHARE`. Given that, an honest member's own share is uniform below it, whatever the rest of
+the world does; so the members that are linked with each other are combined by Fisher's method
+(1932), whose false alarms are known. Links do not look at suspicion: queries that are nearly the
+same as another account's, the same group of keys or block of addresses, or the same distribution
+over the coarse cells.
+
+Does not cover: accounts that ask fewer queries than a window needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vauban.detectors.extraction.projection import Floats
+from vauban.detectors.extraction.reference import TENFOLDS
+
+MEMBER_SHARE: Final = 0.2
+MAX_MEMBERS: Final = 4096
+MIN_ACCOUNTS: Final = 3
+TWIN_LINKS: Final = 2
+"""Nearly equal queries after which two accounts are linked."""
+ALIKE: Final = 0.45
+"""Affinity of two accounts' cell distributions from which they are linked."""
+MAX_PARTNERS: Final = 256
+"""Accounts whose nearly equal queries are counted, per account."""
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """`name`: stable while its first member, by name, stays. `score` in [0, 1], like a caller's."""
+
+    name: str
+    score: float
+    accounts: tuple[str, ...]
+
+
+class Campaigns:
+    """The register of suspect accounts, at most `MAX_MEMBERS`; the least suspect leave first.
+
+    :param cells: how many coarse cells there are.
+    """
+
+    def __init__(self, cells: int) -> None:
+        self._rows: dict[str, int] = {}
+        self._names: list[str] = [""] * MAX_MEMBERS
+        self._tails: Floats = np.zeros(MAX_MEMBERS, np.float32)
+        self._profiles: Floats = np.zeros((MAX_MEMBERS, cells), np.float32)
+        self._free = list(reversed(range(MAX_MEMBERS)))
+        self._tags: dict[str, set[str]] = {}
+        self._twins: dict[str, Counter[str]] = {}
+
+    def twin(self, account: str, other: str) -> None:
+        """Both asked nearly the same."""
+        for one, two in ((account, other), (other, account)):
+            partners = self._twins.setdefault(one, Counter())
+            if two in partners or len(partners) < MAX_PARTNERS:
+                partners[two] += 1
+
+    def forget(self, account: str) -> None:
+        self._leave(account)
+        for partner in self._twins.pop(account, ()):
+            self._twins.get(partner, Counter()).pop(account, None)
+
+    def judge(
+        self,
+        account: str,
+        tail: float,
+        cells: NDArray[np.integer],
+        tags: tuple[str, ...] = (),
+    ) -> Campaign | None:
+        """Enter what an account has come to, and combine it with those it is linked to.
+
+        :param tail: -log10 of the share of honest people as suspect.
+        :param cells: coarse cell of each of its recent queries.
+        :param tags: what it shares with other accounts by credential or address.
+        """
+        if tail < -math.log10(MEMBER_SHARE):
+            self._leave(account)
+            return None
+        row = self._enter(account, tail, tags)
+        counts = np.bincount(cells, minlength=self._profiles.shape[1]).astype(np.float32)
+        self._profiles[row] = np.sqrt(counts / max(counts.sum(), 1.0))
+        return self._combine(account, row, tags)
+
+    def _combine(self, account: str, row: int, tags: tuple[str, ...]) -> Campaign | None:
+        alike = np.flatnonzero(self._profiles @ self._profiles[row] >= ALIKE)
+        linked = {account, *(self._names[other] for other in alike)}
+        partners = self._twins.get(account, Counter())
+        linked.update(name for name, twins in partners.items() if twins >= TWIN_LINKS)
+        for tag in tags:
+            linked |= self._tags.get(tag, set())
+        accounts = sorted(linked & self._rows.keys())
+        if len(accounts) < MIN_ACCOUNTS:
+            return None
+        rarity = [-math.log10(MEMBER_SHARE) - float(self._tails[self._rows[a]]) for a in accounts]
+        # Every member's neighbourhood is a chance for a false alarm.
+        tail = fisher(rarity) - math.log10(len(self._rows))
+        digest = hashlib.sha256(accounts[0].encode()).hexdigest()[:12]
+        return Campaign(f"campaign-{digest}", max(0.0, min(1.0, tail / TENFOLDS)), tuple(accounts))
+
+    def _enter(self, account: str, tail: float, tags: tuple[str, ...]) -> int:
+        if account not in self._rows:
+            if not self._free:
+                self._leave(min(self._rows, key=lambda name: float(self._tails[self._rows[name]])))
+            self._rows[account] = self._free.pop()
+            for tag in tags:
+                self._tags.setdefault(tag, set()).add(account)
+        row = self._rows[account]
+        self._names[row] = account
+        self._tails[row] = tail
+        return row
+
+    def _leave(self, account: str) -> None:
+        row = self._rows.pop(account, None)
+        if row is None:
+            return
+        self._profiles[row] = 0.0
+        self._tails[row] = 0.0
+        self._names[row] = ""
+        self._free.append(row)
+        for tag in [tag for tag, names in self._tags.items() if account in names]:
+            self._tags[tag].discard(account)
+            if not self._tags[tag]:
+                del self._tags[tag]
+
+
+def fisher(log_shares: list[float]) -> float:
+    """-log10 of Fisher's combined p-value.
+
+    :param log_shares: log10 of independent p-values, each 0 or less.
+    """
+    half = -sum(min(share, 0.0) for share in log_shares) * math.log(10)
+    # The survival function of chi-square with 2k degrees: exp(-h) * sum of h^i / i! below k.
+    terms = [i * math.log(max(half, 1e-12)) - math.lgamma(i + 1) for i in range(len(log_shares))]
+    top = max(terms)
+    log_sum = top + math.log(sum(math.exp(term - top) for term in terms))
+    return max(0.0, (half - log_sum) / math.log(10))

@@ -1,0 +1,238 @@
+"""Who is extracting the model: a streaming judgement of each caller, and of callers together.
+
+Fed with the embeddings that the injection screen has paid for, all new requests of a step at
+once. Per caller it keeps a bounded window (`profile.py`) and asks how unlike honest people that
+is (`features.py`, `reference.py`); declared services are compared with themselves
+(`service.py`); accounts that are linked are judged together (`campaign.py`).
+
+A caller's own score depends on that caller's queries alone, not on how requests were batched.
+No text comes in here, and none can be had back: a query is 64 small numbers and a few measures.
+
+Sources: the study in arXiv 2606.05725 (MMD windows), PRADA (arXiv 1805.02628) and the article's
+metric are in `article.py`, to be compared with.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from vauban.detectors.extraction.article import article_score
+from vauban.detectors.extraction.campaign import Campaign, Campaigns
+from vauban.detectors.extraction.index import BYTES_PER_QUERY, SharedIndex
+from vauban.detectors.extraction.profile import PROFILE_BYTES, Profile
+from vauban.detectors.extraction.projection import FINE, Floats, Small
+from vauban.detectors.extraction.reference import NONE, Reference, tail_of
+from vauban.detectors.extraction.service import ServiceBaseline
+from vauban.policy import ExtractionPolicy
+from vauban.types import Caller, Evidence, Level
+
+logger = logging.getLogger(__name__)
+
+NOTHING: Final = Evidence(0.0, Level.CLEAR, 0)
+_ARTICLE_WINDOW: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One request as the detector sees it. `embedding`: float32 [d], unit length."""
+
+    caller: Caller
+    embedding: Floats
+
+
+@dataclass(slots=True)
+class _Known:
+    number: int
+    profile: Profile
+    service: ServiceBaseline | None
+    evidence: Evidence = NOTHING
+    rung: Level = Level.CLEAR
+    rung_since: int = 0
+    nbytes: int = 0
+    tags: tuple[str, ...] = field(default=())
+
+
+class ExtractionDetector:
+    """Not thread-safe. Memory: at most `policy.max_memory_bytes` for callers (about
+    `PROFILE_BYTES` each at most) and `policy.shared_queries` times `BYTES_PER_QUERY`; over that
+    the callers that were silent longest are forgotten.
+
+    :param reference: default: the one that ships, or the policy's.
+    :raises WeightsError: the reference can't be loaded.
+    """
+
+    def __init__(self, policy: ExtractionPolicy, reference: Reference | None = None) -> None:
+        self.policy = policy
+        self.reference = reference or Reference.load(policy.reference)
+        self._cells = len(self.reference.projection.centres)
+        self._index = SharedIndex(
+            self.reference.projection.centres,
+            policy.shared_queries,
+            policy.twin_at,
+            policy.device,
+        )
+        self._campaigns = Campaigns(self._cells)
+        self._callers: OrderedDict[str, _Known] = OrderedDict()
+        self._names: dict[int, str] = {}
+        self._next_number = 0
+        self._nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._callers)
+
+    @property
+    def nbytes(self) -> int:
+        """What the callers' windows take now."""
+        return self._nbytes
+
+    def observe(self, queries: Sequence[Query]) -> list[Evidence]:
+        """Take the queries of one step; what is known of each caller after its query.
+
+        :raises ValueError: an embedding has another size than the reference is for, or is not
+            finite.
+        """
+        if not queries:
+            return []
+        embeddings = np.stack([query.embedding for query in queries]).astype(np.float32)
+        matrix = self.reference.projection.matrix
+        if embeddings.shape[1] != len(matrix):
+            raise ValueError(
+                f"embeddings of {embeddings.shape[1]} numbers; the reference is for {len(matrix)}"
+            )
+        if not np.isfinite(embeddings).all():
+            raise ValueError("an embedding is not finite")
+        small = self.reference.projection(embeddings)
+        callers = [self._known(query.caller) for query in queries]
+        numbers = np.array([caller.number for caller in callers], np.int64)
+        found = self._index.add(small, numbers)
+        fine = self.reference.projection.fine_cells(small, found.cells)
+        evidence = []
+        for row, (query, caller) in enumerate(zip(queries, callers, strict=True)):
+            for twin in found.twins[row]:
+                if (name := self._names.get(twin)) is not None:
+                    self._campaigns.twin(query.caller.id, name)
+            if caller.service is not None:
+                caller.service.add(int(found.cells[row]))
+            due = caller.profile.add(small[row], int(fine[row]))
+            if due:
+                self._judge(query.caller.id, caller)
+            evidence.append(caller.evidence)
+        for query, caller in zip(queries, callers, strict=True):
+            self._account(query.caller.id, caller)
+        self._evict()
+        return evidence
+
+    def evidence(self, caller: str) -> Evidence:
+        """What is known of a caller; nothing of one that is not remembered."""
+        found = self._callers.get(caller)
+        return found.evidence if found is not None else NOTHING
+
+    def settle(self, caller: str) -> Evidence:
+        """Judge a caller now, with the last queries too that no judgement was due for."""
+        found = self._callers.get(caller)
+        if found is None:
+            return NOTHING
+        self._judge(caller, found)
+        return found.evidence
+
+    def forget(self, caller: str) -> bool:
+        """Erase what is kept of a caller. Its rows in the shared index, which name it by a number
+        only, go with their generation."""
+        found = self._callers.pop(caller, None)
+        self._campaigns.forget(caller)
+        if found is None:
+            return False
+        self._names.pop(found.number, None)
+        self._nbytes -= found.nbytes
+        return True
+
+    def vectors(self, caller: str) -> Small:
+        """int8 [n, 64]: a caller's kept queries, oldest first; for the map of the console."""
+        found = self._callers.get(caller)
+        return found.profile.vectors() if found is not None else np.empty((0, 64), np.int8)
+
+    # -- judging -------------------------------------------------------------------------------
+
+    def _judge(self, name: str, caller: _Known) -> None:
+        profile = caller.profile
+        suspicion = profile.judge(self.reference)
+        score = self.reference.score(suspicion)
+        signals = [(f"arm:{suspicion.arm}", round(suspicion.tail, 2))] if suspicion.arm else []
+        campaign: Campaign | None = None
+        if suspicion is not NONE:
+            tail = tail_of(suspicion.tail, self.reference.ever)
+            cells = profile.coarse_cells(FINE)
+            campaign = self._campaigns.judge(name, tail, cells, caller.tags)
+        if caller.service is not None:
+            score = caller.service.score
+            signals = [("changed", round(score, 3))]
+        elif self.policy.metric == "article":
+            score, signals = self._article(profile)
+        if campaign is not None:
+            signals.append(("campaign", round(campaign.score, 3)))
+            signals.append(("campaign_accounts", float(len(campaign.accounts))))
+        in_campaign = campaign is not None and campaign.score >= self.policy.flag_at
+        worst = max(score, campaign.score) if campaign is not None and in_campaign else score
+        caller.evidence = Evidence(
+            score=worst,
+            level=self._climb(caller, self.policy.level(worst)),
+            queries=profile.count,
+            signals=tuple(signals),
+            campaign=campaign.name if campaign is not None and in_campaign else "",
+        )
+
+    def _article(self, profile: Profile) -> tuple[float, list[tuple[str, float]]]:
+        spread = article_score(profile.vectors()[-_ARTICLE_WINDOW:])
+        # Its threshold is where a score of `ban_at` stands.
+        score = min(1.0, spread / 0.85 * self.policy.ban_at)
+        return score, [("article", round(spread, 3))]
+
+    def _climb(self, caller: _Known, supported: Level) -> Level:
+        """One level at a time, each after some more queries, so that whoever looks like a thief
+        but is a service nobody declared is flagged, and seen, before anything stronger."""
+        count = caller.profile.count
+        if supported <= caller.rung:
+            caller.rung = supported
+        elif caller.rung is Level.CLEAR or count - caller.rung_since >= self.policy.step_queries:
+            caller.rung = Level(caller.rung + 1)
+            caller.rung_since = count
+        return caller.rung
+
+    # -- keeping -------------------------------------------------------------------------------
+
+    def _known(self, caller: Caller) -> _Known:
+        found = self._callers.get(caller.id)
+        if found is None:
+            found = self._callers[caller.id] = _Known(self._next_number, Profile(), None)
+            self._names[self._next_number] = caller.id
+            self._next_number += 1
+        if caller.service and found.service is None:
+            found.service = ServiceBaseline(self._cells)
+        elif not caller.service:
+            found.service = None
+        found.tags = tuple(tag for tag in caller.tags if tag)
+        self._callers.move_to_end(caller.id)
+        return found
+
+    def _account(self, name: str, caller: _Known) -> None:
+        if name not in self._callers:
+            return
+        service = self._cells * 8 if caller.service is not None else 0
+        now = caller.profile.nbytes + service
+        self._nbytes += now - caller.nbytes
+        caller.nbytes = now
+
+    def _evict(self) -> None:
+        while self._nbytes > self.policy.max_memory_bytes and len(self._callers) > 1:
+            self.forget(next(iter(self._callers)))
+
+
+def most_bytes(policy: ExtractionPolicy) -> int:
+    """Upper bound of the detector's memory, in bytes, apart from the campaign register."""
+    return policy.max_memory_bytes + PROFILE_BYTES + policy.shared_queries * BYTES_PER_QUERY

@@ -1,0 +1,157 @@
+"""What the embeddings of one caller's queries look like, one after the other.
+
+People ask in sessions: a query resembles those just before and after it. A script that walks a
+list or samples a pool does not, however wide or narrow the pool is. Two questions are asked of
+each query, both against the rest of the same window, so that it does not matter how alike a
+caller's queries are on the whole:
+
+* how much more it resembles its neighbours at lag 1, 2 and 8 than any other (`lag`, in standard
+  deviations; its sum over a window is a z-score under exchangeability);
+* how surprising its best neighbour among the `NEAR` before and after it is (`order`, a p-value:
+  uniform where the order means nothing, near 0 inside a session), which tells the queries that
+  stand alone from those that belong to a session.
+
+Covers: windows of any length from `MIN_QUERIES`. Does not cover: a thief who sorts the queries so
+that neighbours resemble each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+NEAR: Final = 8
+"""Queries before and after that count as the same session."""
+WINDOW: Final = 512
+"""Queries whose vectors are kept; what a query is compared with."""
+MIN_QUERIES: Final = 32
+SIMILAR: Final = 0.5
+"""Cosine from which two queries are about the same; of 64-d projections of unit embeddings."""
+KNOWN: Final = 0.75
+"""Cosine from which a query is a variant of one that was asked before."""
+
+LAGS: Final = (1, 2, 8)
+
+STATISTICS: Final = (
+    "session_strength",
+    "lone_order_share",
+    "lone_share",
+    "lone_new_share",
+    "lone_cells",
+    "session_spread",
+)
+"""Names, in the order of `statistics`:
+
+* session_strength: ln(1 + z) of the lag with the largest z-score; about 0.5 for a script, 2 to 5
+  for people.
+* lone_order_share: Storey's estimate of the share of queries without a session, in [0, 2].
+* lone_share: queries that nothing near resembles, neither absolutely nor by rank, in [0, 1].
+* lone_new_share: those that nothing in the whole window resembles either, in [0, 1].
+* lone_cells: different fine cells among the queries without a session, per query, in [0, 1].
+* session_spread: standard deviation over mean of the lengths of sessions; a script that follows
+  up every seed equally often has little of it.
+"""
+
+_ALONE: Final = 0.55
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One number per query, float32 [n] each; `stack` has them as rows.
+
+    `order`: p-value in [0, 1]. `near`: best cosine within `NEAR` before and after, `before`: only
+    before. `far`: best cosine with the rest of the window; -1 where there is nothing to compare.
+    `lags`: [len(LAGS), n], mean cosine with the queries up to that lag away, standardised by the
+    rest of the window.
+    """
+
+    order: Floats
+    near: Floats
+    before: Floats
+    far: Floats
+    lags: Floats
+
+    def stack(self) -> Floats:
+        """float32 [`MEASURES`, n]."""
+        rows: Floats = np.vstack([self.order, self.near, self.before, self.far, self.lags])
+        return rows
+
+    @classmethod
+    def unstack(cls, rows: NDArray[np.floating]) -> Measured:
+        rows = rows.astype(np.float32)
+        return cls(rows[0], rows[1], rows[2], rows[3], rows[4:])
+
+
+MEASURES: Final = 4 + len(LAGS)
+
+
+def measure(vectors: Floats, start: int) -> Measured:
+    """Measure the queries from row `start` on against the whole window.
+
+    :param vectors: unit length [n, d], in order of arrival.
+    """
+    n = len(vectors)
+    similar = vectors[start:] @ vectors.T
+    lag = np.arange(n)[None] - np.arange(start, n)[:, None]
+    distance = np.abs(lag)
+    far = distance > NEAR
+    close = ~far & (lag != 0)
+    near = np.where(close, similar, -1.0).max(axis=1)
+    before = np.where(close & (lag < 0), similar, -1.0).max(axis=1, initial=-1.0)
+    others = far.sum(axis=1)
+    better = ((similar >= near[:, None]) & far).sum(axis=1)
+    # As if the neighbours had been drawn from the rest of the window: one of them is the best.
+    above = (better + 0.5) / (others + 1.0)
+    order = 1.0 - (1.0 - above) ** close.sum(axis=1)
+    best_far = np.where(far, similar, -1.0).max(axis=1)
+    rest = np.where(far, similar, 0.0)
+    count = np.maximum(others, 1)
+    mean = rest.sum(axis=1) / count
+    spread = np.sqrt(np.maximum((rest * rest).sum(axis=1) / count - mean * mean, 1e-4))
+    lags = []
+    for most in LAGS:
+        within = close & (distance <= most)
+        found = np.where(within, similar, 0.0).sum(axis=1) / np.maximum(within.sum(axis=1), 1)
+        lags.append((found - mean) / spread)
+    return Measured(
+        order.astype(np.float32),
+        near.astype(np.float32),
+        before.astype(np.float32),
+        best_far.astype(np.float32),
+        np.array(lags, np.float32),
+    )
+
+
+def statistics(measured: Measured, cells: NDArray[np.integer]) -> Floats:
+    """The window's statistics, float32 [len(STATISTICS)].
+
+    :param cells: fine cell of each query, [n].
+    """
+    n = len(cells)
+    strength = max(
+        float(values.mean()) * np.sqrt(n * lag)
+        for values, lag in zip(measured.lags, LAGS, strict=True)
+    )
+    lone = measured.order > 0.5
+    starts = np.flatnonzero(measured.before < SIMILAR)
+    lengths = np.diff(np.append(starts, n))
+    sessions = lengths[lengths > 1]
+    spread = 1.0
+    if len(sessions) > 2:
+        spread = float(sessions.std() / max(sessions.mean() - 1.0, 0.5))
+    return np.array(
+        [
+            np.log1p(max(strength, 0.0)),
+            2.0 * lone.mean(),
+            (lone & (measured.near < _ALONE)).mean(),
+            (lone & (measured.far < KNOWN)).mean(),
+            len(np.unique(cells[lone])) / n,
+            spread,
+        ],
+        dtype=np.float32,
+    )

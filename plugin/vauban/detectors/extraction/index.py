@@ -1,0 +1,139 @@
+"""The recent queries of all callers in one FAISS index: who asks what another caller asked.
+
+An inverted file over the reference's coarse cells, with ids; on a GPU where FAISS was built for
+one and finds one, else on the CPU, with the same results (vectors are whole numbers, so products
+are exact; see `projection.py`). Two generations: the older is dropped whole when the younger is
+full, so nothing is ever removed one by one and memory stays bounded.
+
+Does not cover: neighbours in other cells than the nearest `PROBES`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from vauban.detectors.extraction.projection import DIMENSIONS, SCALE, Floats, Small
+
+PROBES: Final = 2
+NEIGHBOURS: Final = 32
+"""Most neighbours of one query that are looked at."""
+BYTES_PER_QUERY: Final = DIMENSIONS * 4 + 8
+NO_CALLER: Final = -1
+_TIED: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """`cells`: coarse cell of each query [n]. `twins`: for each query the other callers' numbers
+    that asked nearly the same before, without repetition."""
+
+    cells: NDArray[np.int64]
+    twins: list[list[int]]
+
+
+class SharedIndex:
+    """Not thread-safe.
+
+    :param centres: int8 [cells, 64].
+    :param max_queries: how many of the last queries are kept, at least half of it at any time.
+    :param twin_at: cosine from which two queries are nearly the same (vectors are of length
+        `SCALE` up to rounding).
+    :param device: "auto" takes a GPU when there is one; "cpu" never.
+    """
+
+    def __init__(
+        self, centres: Small, max_queries: int, twin_at: float, device: str = "auto"
+    ) -> None:
+        self._resources = _gpu_resources() if device == "auto" else None
+        self._twin_product = twin_at * SCALE * SCALE
+        self._room = max(1, max_queries // 2)
+        self._centres = centres.astype(np.float32)
+        self._cells = self._placed(_flat(self._centres))
+        self._young: Any = self._inverted_file()
+        self._old: Any = self._inverted_file()
+
+    @property
+    def on_gpu(self) -> bool:
+        return self._resources is not None
+
+    def __len__(self) -> int:
+        return int(self._young.ntotal + self._old.ntotal)
+
+    def add(self, small: Small, callers: NDArray[np.int64]) -> Found:
+        """Find each query's cell and twins, and keep it. As if they came one by one.
+
+        :param small: int8 [n, 64].
+        :param callers: number of the caller of each query [n], 0 or more.
+        """
+        cells: list[NDArray[np.int64]] = []
+        twins: list[list[int]] = []
+        start = 0
+        while start < len(small):
+            end = min(len(small), start + self._room - self._young.ntotal)
+            part = self._add(small[start:end], callers[start:end])
+            cells.append(part.cells)
+            twins += part.twins
+            if self._young.ntotal >= self._room:
+                self._old, self._young = self._young, self._inverted_file()
+            start = end
+        return Found(np.concatenate(cells) if cells else np.empty(0, np.int64), twins)
+
+    def _add(self, small: Small, callers: NDArray[np.int64]) -> Found:
+        rows = small.astype(np.float32)
+        cells = self._nearest(rows)
+        twins: list[dict[int, None]] = [{} for _ in small]
+        for index in (self._old, self._young):
+            if index.ntotal:
+                products, found = index.search(rows, min(NEIGHBOURS, int(index.ntotal)))
+                alike = (products >= self._twin_product) & (found != NO_CALLER)
+                for row, column in zip(*np.nonzero(alike), strict=True):
+                    twins[row][int(found[row, column])] = None
+        within = rows @ rows.T >= self._twin_product
+        for row, column in zip(*np.nonzero(np.tril(within, -1)), strict=True):
+            twins[row][int(callers[column])] = None
+        self._young.add_with_ids(rows, callers)
+        return Found(
+            cells,
+            [
+                sorted(caller for caller in found if caller != own)
+                for found, own in zip(twins, callers.tolist(), strict=True)
+            ],
+        )
+
+    def _nearest(self, rows: Floats) -> NDArray[np.int64]:
+        """Of several centres that are equally near, the first; FAISS returns any of them."""
+        products, found = self._cells.search(rows, _TIED)
+        tied = products == products[:, :1]
+        nearest: NDArray[np.int64] = np.where(tied, found, len(self._centres)).min(axis=1)
+        return nearest
+
+    def _inverted_file(self) -> Any:
+        index = faiss.IndexIVFFlat(
+            _flat(self._centres), DIMENSIONS, len(self._centres), faiss.METRIC_INNER_PRODUCT
+        )
+        index.nprobe = PROBES
+        index.is_trained = True
+        return self._placed(index)
+
+    def _placed(self, index: Any) -> Any:
+        if self._resources is None:
+            return index
+        return faiss.index_cpu_to_gpu(self._resources, 0, index)
+
+
+def _flat(rows: Floats) -> Any:
+    index = faiss.IndexFlatIP(rows.shape[1])
+    index.add(np.ascontiguousarray(rows))
+    return index
+
+
+def _gpu_resources() -> Any:
+    """FAISS's GPU resources, or None: a CPU build, or no GPU."""
+    if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
+        return None
+    return faiss.StandardGpuResources()

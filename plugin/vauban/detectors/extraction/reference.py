@@ -1,0 +1,191 @@
+"""What honest callers look like: the projection, and how far each statistic goes among people.
+
+A window's statistics become one number in three monotone steps, each a table in the reference:
+
+1. each statistic is centred and scaled by the median and the spread that honest people have in
+   a window of that length;
+2. an arm (`ARMS`) is a weighted sum of those; how rare its value is among honest people of that
+   length is a tail probability, and the arms of all windows compete on it;
+3. the rarest of them is compared with the rarest that an honest person ever shows in
+   `HORIZON` queries, whatever arm and window it comes from. So one number controls how often an
+   honest person is ever suspected, and every arm has its own budget of that.
+
+Beyond what the simulated people resolve, tails are continued exponentially.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from vauban.detectors.extraction.features import STATISTICS
+from vauban.detectors.extraction.projection import Floats, Projection
+from vauban.errors import WeightsError
+
+ARMS: Final[Mapping[str, Mapping[str, float]]] = {
+    "order": {"session_strength": -1.0},
+    "breadth": {
+        "lone_order_share": 0.25, "lone_share": 0.25, "lone_new_share": 0.25, "lone_cells": 0.25,
+    },
+    "both": {
+        "session_strength": -0.5, "lone_order_share": 0.125, "lone_share": 0.125,
+        "lone_new_share": 0.125, "lone_cells": 0.125,
+    },
+    "chain": {"session_spread": -1.0},
+}  # fmt: skip
+"""Which statistics an arm adds up. The order finds whoever samples, also a narrow pool; breadth
+whoever mixes a wide search into ordinary talk; chain whoever follows up every seed alike."""
+
+CHAIN_MIN_QUERIES: Final = 192
+"""Below, few sessions are over, and how alike they are says nothing."""
+HORIZON: Final = 2048
+LEVELS: Final = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998)
+"""The quantiles that the tables hold."""
+TENFOLDS: Final = 6.0
+"""A score of 1 is reached by one honest person in 10 to the power of this."""
+_CLIP: Final = 12.0
+_FILE: Final = "reference.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """How unlike honest people a window is.
+
+    `tail`: -log10 of the share of honest windows as extreme in that arm; `arm` the rarest one.
+    """
+
+    tail: float
+    arm: str
+
+    def __lt__(self, other: Suspicion) -> bool:
+        return self.tail < other.tail
+
+
+NONE: Final = Suspicion(0.0, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """`lengths`: window lengths of the tables, ascending [g]. `centre`, `up`, `down`: [g, stats].
+    `arm_tails`: values of each arm at `LEVELS` [g, arms, levels]. `ever`: the rarest tail that a
+    person ever shows, at `LEVELS`."""
+
+    projection: Projection
+    lengths: Floats
+    centre: Floats
+    up: Floats
+    down: Floats
+    arm_tails: Floats
+    ever: Floats
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def arm_values(self, statistics: Floats, length: int) -> Floats:
+        """float32 [arms]: how far the statistics are from an honest median, in honest spreads."""
+        at = self._between(length)
+        offset = statistics - at(self.centre)
+        scaled = np.where(offset > 0, offset / at(self.up), offset / at(self.down))
+        clipped = np.clip(scaled, -_CLIP, _CLIP)
+        values: Floats = (_WEIGHTS @ clipped).astype(np.float32)
+        return values
+
+    def suspect(self, statistics: Floats, length: int) -> Suspicion:
+        """The rarest arm of one window."""
+        values = self.arm_values(statistics, length)
+        tables = self._between(length)(self.arm_tails)
+        found = NONE
+        for name, value, table in zip(ARMS, values, tables, strict=True):
+            if name == "chain" and length < CHAIN_MIN_QUERIES:
+                continue
+            found = max(found, Suspicion(tail_of(float(value), table), name))
+        return found
+
+    def score(self, suspicion: Suspicion) -> float:
+        """In [0, 1]: a sixth for every tenfold by which honest people are ever as suspect."""
+        return min(1.0, tail_of(suspicion.tail, self.ever) / TENFOLDS)
+
+    def _between(self, length: int) -> _Between:
+        position = float(
+            np.interp(np.log(length), np.log(self.lengths), np.arange(len(self.lengths)))
+        )
+        low = min(int(position), len(self.lengths) - 2)
+        return _Between(low, position - low)
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            "matrix": self.projection.matrix,
+            "centres": self.projection.centres,
+            "sides": self.projection.sides,
+            **{name: getattr(self, name) for name in _TABLES},
+        }
+        save_file(
+            {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
+            directory / _FILE,
+            {"about": json.dumps(self.about), "statistics": json.dumps(STATISTICS),
+             "arms": json.dumps(ARMS)},
+        )  # fmt: skip
+
+    @classmethod
+    def load(cls, directory: Path | None = None) -> Reference:
+        """:raises WeightsError: the file is missing, damaged, or for other statistics."""
+        path = (directory or shipped()) / _FILE
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if json.loads(metadata["statistics"]) != list(STATISTICS):
+                raise KeyError("statistics")
+            if json.loads(metadata["arms"]) != ARMS:
+                raise KeyError("arms")
+            projection = Projection(tensors["matrix"], tensors["centres"], tensors["sides"])
+            tables = {name: tensors[name] for name in _TABLES}
+            return cls(projection, **tables, about=json.loads(metadata["about"]))
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise WeightsError(
+                f"{path}: not a reference of this version ({type(error).__name__}); make one with"
+                " `vauban extraction calibrate`"
+            ) from None
+
+
+_TABLES: Final = ("lengths", "centre", "up", "down", "arm_tails", "ever")
+_WEIGHTS: Final = np.array(
+    [[arm.get(name, 0.0) for name in STATISTICS] for arm in ARMS.values()], dtype=np.float32
+)
+_DECADES: Final = -np.log10(1.0 - np.array(LEVELS))
+_SLOPE_FROM: Final = LEVELS.index(0.9)
+
+
+@dataclass(frozen=True, slots=True)
+class _Between:
+    """Linear interpolation between two rows of a table."""
+
+    low: int
+    share: float
+
+    def __call__(self, table: Floats) -> Floats:
+        found: Floats = table[self.low] * (1 - self.share) + table[self.low + 1] * self.share
+        return found
+
+
+def tail_of(value: float, table: Sequence[float] | Floats) -> float:
+    """-log10 of the share of honest values at or above `value`.
+
+    :param table: honest values at `LEVELS`.
+    """
+    if value <= table[-1]:
+        below = np.interp(value, table, _DECADES, left=0.0)
+        return float(below)
+    run = max(float(table[-1]) - float(table[_SLOPE_FROM]), 1e-3)
+    slope = (_DECADES[-1] - _DECADES[_SLOPE_FROM]) / run
+    return float(_DECADES[-1] + (value - float(table[-1])) * slope)
+
+
+def shipped() -> Path:
+    return Path(__file__).parents[2] / "data" / "extraction"

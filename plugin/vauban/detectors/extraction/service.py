@@ -1,0 +1,85 @@
+"""A declared service is compared with itself: has what it asks about changed?
+
+Geometry can't tell a service from a thief (both sample), so a service is not held to it. What it
+asks is counted over coarse cells while it is new; from then on each block of queries is scored by
+how surprising its cells are under those counts, and a one-sided CUSUM (Page 1954) over the
+standardised blocks accumulates what is too much. Blocks, because the queries of one person behind
+the service resemble each other.
+
+Does not cover: a service that steals from its first query; its quota and the campaign test do.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEARN_QUERIES: Final = 1024
+"""Queries that a service's own baseline is learned from."""
+BLOCK_QUERIES: Final = 64
+ALLOWANCE: Final = 1.0
+"""Standard deviations by which a block may be over the baseline's mean for nothing."""
+ALARM: Final = 10.0
+"""CUSUM at which the score is `ALARM_SCORE`."""
+ALARM_SCORE: Final = 0.5
+_SMOOTHING: Final = 32.0
+_LEAST_DEVIATION: Final = 0.15
+_MOST_PER_BLOCK: Final = 4.0
+
+
+class ServiceBaseline:
+    """:param cells: how many coarse cells there are."""
+
+    __slots__ = ("_block", "_counts", "_cusum", "_mean", "_seen", "_std")
+
+    def __init__(self, cells: int) -> None:
+        self._counts: NDArray[np.float64] = np.zeros(cells)
+        self._seen: list[int] = []
+        self._block: list[int] = []
+        self._mean = self._std = 0.0
+        self._cusum = 0.0
+
+    @property
+    def learned(self) -> bool:
+        return self._std > 0.0
+
+    @property
+    def score(self) -> float:
+        """In [0, 1]; `ALARM_SCORE` where the change is beyond doubt."""
+        return min(1.0, self._cusum / ALARM * ALARM_SCORE)
+
+    def add(self, cell: int) -> None:
+        if not self.learned:
+            self._seen.append(cell)
+            if len(self._seen) == LEARN_QUERIES:
+                self._learn()
+            return
+        self._block.append(cell)
+        if len(self._block) < BLOCK_QUERIES:
+            return
+        block, self._block = self._block, []
+        over = (self._surprise(block, self._counts) - self._mean) / self._std - ALLOWANCE
+        self._cusum = max(0.0, self._cusum + min(over, _MOST_PER_BLOCK))
+        if self._cusum == 0.0:  # an ordinary block; the service may drift with its users
+            np.add.at(self._counts, block, 1.0)
+
+    def _learn(self) -> None:
+        """Blocks are scored against the counts of all the others, as later ones will be."""
+        np.add.at(self._counts, self._seen, 1.0)
+        blocks = np.array(self._seen).reshape(-1, BLOCK_QUERIES)
+        self._seen = []
+        surprises = []
+        for block in blocks:
+            others = self._counts.copy()
+            np.add.at(others, block, -1.0)
+            surprises.append(self._surprise(block.tolist(), others))
+        self._mean = float(np.mean(surprises))
+        self._std = max(float(np.std(surprises, ddof=1)), _LEAST_DEVIATION)
+
+    @staticmethod
+    def _surprise(block: list[int], counts: NDArray[np.float64]) -> float:
+        """Mean -ln of the smoothed share of each query's cell."""
+        shares = (counts + _SMOOTHING / len(counts)) / (counts.sum() + _SMOOTHING)
+        return float(-np.log(shares[block]).mean())

@@ -1,0 +1,114 @@
+"""Fits the reference of the extraction detector: what honest people look like.
+
+No attack is used: the arms and their weights are fixed (`detectors/extraction/reference.py`),
+and the fit only measures how far honest people go in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from vauban.detectors.extraction.profile import Profile
+from vauban.detectors.extraction.projection import (
+    DIMENSIONS,
+    SCALE,
+    Floats,
+    Projection,
+    unit,
+)
+from vauban.detectors.extraction.reference import ARMS, HORIZON, LEVELS, NONE, Reference
+from vauban.training.traffic import clusters
+
+COARSE_CELLS: Final = 512
+LENGTHS: Final = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+_LEAST_SPREAD: Final = 0.005
+
+
+def fit_projection(embeddings: Floats, rng: np.random.Generator) -> Projection:
+    """:param embeddings: unit length [n, d], of all sorts of honest texts; n >= 512."""
+    some = embeddings[rng.permutation(len(embeddings))[:8192]]
+    _, _, axes = np.linalg.svd(some, full_matrices=False)
+    matrix = np.ascontiguousarray(axes[:DIMENSIONS].T, dtype=np.float32)
+    centres, _ = clusters(unit(embeddings @ matrix), COARSE_CELLS, rng)
+    sides = np.linalg.qr(rng.normal(size=(DIMENSIONS, DIMENSIONS)))[0][:, :3]
+    return Projection(
+        matrix,
+        np.clip(np.rint(centres * SCALE), -127, 127).astype(np.int8),
+        sides.astype(np.float32),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One window at one moment: after `count` queries, the last `length`."""
+
+    count: int
+    length: int
+    statistics: Floats
+
+
+def watch(queries: Floats, projection: Projection) -> list[Judged]:
+    """Every window that the detector judges along one caller's queries.
+
+    :param queries: unit embeddings [n, d], in order.
+    """
+    small = projection(queries)
+    fine = projection.fine_cells(small, projection.cells(small))
+    profile = Profile()
+    found = []
+    for vector, cell in zip(small, fine, strict=True):
+        if profile.add(vector, int(cell)):
+            found += [
+                Judged(profile.count, length, statistics)
+                for length, statistics in profile.windows()
+            ]
+    return found
+
+
+def fit_tables(
+    projection: Projection, people: Sequence[Sequence[Judged]], about: dict[str, Any]
+) -> Reference:
+    """:param people: what `watch` saw of each honest person, over `HORIZON` queries."""
+    samples = [_sample(people, length) for length in LENGTHS]
+    centre = np.array([np.median(rows, axis=0) for rows in samples])
+    up = np.array([np.quantile(rows, 0.9, axis=0) for rows in samples]) - centre
+    down = centre - np.array([np.quantile(rows, 0.1, axis=0) for rows in samples])
+    reference = Reference(
+        projection=projection,
+        lengths=np.array(LENGTHS, dtype=np.float32),
+        centre=_float32(centre),
+        up=_float32(np.maximum(up, _LEAST_SPREAD)),
+        down=_float32(np.maximum(down, _LEAST_SPREAD)),
+        arm_tails=np.zeros((len(LENGTHS), len(ARMS), len(LEVELS)), np.float32),
+        ever=np.array(LEVELS, np.float32),
+        about={**about, "people": len(people), "horizon_queries": HORIZON},
+    )
+    arm_tails = [
+        np.quantile([reference.arm_values(row, length) for row in rows], LEVELS, axis=0).T
+        for rows, length in zip(samples, LENGTHS, strict=True)
+    ]
+    reference = replace(reference, arm_tails=_float32(np.array(arm_tails)))
+    rarest = [
+        max((reference.suspect(j.statistics, j.length) for j in person), default=NONE).tail
+        for person in people
+    ]
+    return replace(reference, ever=_float32(np.quantile(rarest, LEVELS)))
+
+
+def _sample(people: Iterable[Sequence[Judged]], length: int) -> Floats:
+    """Each person's statistics over the first `length` queries."""
+    rows = [
+        judged.statistics
+        for person in people
+        for judged in person
+        if judged.count == judged.length == length
+    ]
+    return np.array(rows, dtype=np.float32)
+
+
+def _float32(table: Any) -> Floats:
+    return np.ascontiguousarray(table, dtype=np.float32)

@@ -1,0 +1,175 @@
+"""What must hold of the detector whatever is asked of it."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from extraction_world import World
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vauban.detectors.extraction.detector import ExtractionDetector, Query, most_bytes
+from vauban.detectors.extraction.profile import PROFILE_BYTES, Profile
+from vauban.detectors.extraction.projection import Floats
+from vauban.detectors.extraction.reference import Reference
+from vauban.policy import ExtractionPolicy
+from vauban.types import Caller, Evidence, Level
+
+SERVICE = Caller("s", service=True)
+CPU = ExtractionPolicy(device="cpu")
+REFERENCE = Reference.load()
+
+
+def run(
+    streams: dict[str, Floats], order: list[str], batch: int, **policy: object
+) -> dict[str, list[Evidence]]:
+    """Feed the streams interleaved as `order` says, in batches; each caller's evidence."""
+    detector = ExtractionDetector(CPU.model_copy(update=policy), REFERENCE)
+    position = dict.fromkeys(streams, 0)
+    queries = []
+    for name in order:
+        queries.append(Query(Caller(name), streams[name][position[name]]))
+        position[name] += 1
+    found: dict[str, list[Evidence]] = {name: [] for name in streams}
+    for start in range(0, len(queries), batch):
+        part = queries[start : start + batch]
+        for query, evidence in zip(part, detector.observe(part), strict=True):
+            found[query.caller.id].append(evidence)
+    return found
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 70))
+def test_batching_and_other_callers_change_nothing(seed: int, batch: int) -> None:
+    world = World(seed=seed)
+    streams = {"a": world.script(80), "b": world.person(60)}
+    order = ["a"] * 80 + ["b"] * 60
+    np.random.default_rng(seed).shuffle(order)
+    together = run(streams, order, batch)
+    for name, stream in streams.items():
+        alone = run({name: stream}, [name] * len(stream), 1)
+        assert [e.score for e in together[name]] == [e.score for e in alone[name]]
+        assert [e.level for e in together[name]] == [e.level for e in alone[name]]
+
+
+def test_a_script_is_suspect_and_a_person_is_not(world: World) -> None:
+    streams = {"script": world.script(400), "person": world.person(400)}
+    found = run(streams, [*(["script", "person"] * 400)], 32)
+    assert found["script"][-1].level is Level.BANNED
+    assert found["script"][99].level >= Level.FLAGGED
+    assert max(e.level for e in found["person"]) is Level.CLEAR
+    assert found["script"][-1].score > 0.6 > 0.3 > found["person"][-1].score
+
+
+def test_levels_are_climbed_one_by_one(world: World) -> None:
+    found = run({"script": world.script(600)}, ["script"] * 600, 1, step_queries=64)["script"]
+    levels = [evidence.level for evidence in found]
+    first = {level: levels.index(level) for level in Level if level in levels}
+    assert list(first) == sorted(first)
+    reached = [at for level, at in first.items() if level is not Level.CLEAR]
+    assert len(reached) == 5
+    assert all(later - earlier >= 64 for earlier, later in itertools.pairwise(reached))
+
+
+def test_too_few_queries_say_nothing(world: World) -> None:
+    found = run({"script": world.script(31)}, ["script"] * 31, 31)["script"]
+    assert all(evidence == Evidence(0.0, Level.CLEAR, 0) for evidence in found)
+
+
+def test_the_same_text_again_and_again(reference: Reference) -> None:
+    """A retry loop: nothing to compare with, no exploration, no crash."""
+    same = np.zeros((400, 384), np.float32)
+    same[:, 0] = 1.0
+    found = run({"loop": same}, ["loop"] * 400, 16)["loop"]
+    assert all(0.0 <= evidence.score <= 1.0 for evidence in found)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_vector_that_is_not_finite(bad: float) -> None:
+    detector = ExtractionDetector(CPU, REFERENCE)
+    with pytest.raises(ValueError, match="finite"):
+        detector.observe([Query(Caller("a"), np.full(384, bad, np.float32))])
+    assert len(detector) == 0
+
+
+def test_a_vector_of_another_size() -> None:
+    with pytest.raises(ValueError, match="384"):
+        ExtractionDetector(CPU, REFERENCE).observe([Query(Caller("a"), np.ones(3, np.float32))])
+
+
+def test_memory_is_bounded_and_the_silent_leave_first(world: World) -> None:
+    policy = CPU.model_copy(update={"max_memory_bytes": 3 * PROFILE_BYTES})
+    detector = ExtractionDetector(policy, REFERENCE)
+    for name in ("first", "second", "third", "fourth", "fifth"):
+        for start in range(0, 2400, 200):
+            rows = world.script(200)
+            detector.observe([Query(Caller(name), row) for row in rows])
+            assert detector.nbytes <= policy.max_memory_bytes + PROFILE_BYTES
+            assert start >= 0
+    assert detector.nbytes + 0 < most_bytes(policy)
+    assert detector.evidence("first").queries == 0
+    assert detector.evidence("fifth").queries > 0
+
+
+def test_a_profile_takes_no_more_than_stated(world: World) -> None:
+    profile = Profile()
+    projection = REFERENCE.projection
+    small = projection(world.script(2400))
+    fine = projection.fine_cells(small, projection.cells(small))
+    for _ in range(3):
+        for vector, cell in zip(small, fine, strict=True):
+            if profile.add(vector, int(cell)):
+                profile.judge(REFERENCE)
+    assert profile.nbytes <= PROFILE_BYTES
+
+
+def test_forgetting(world: World) -> None:
+    detector = ExtractionDetector(CPU, REFERENCE)
+    detector.observe([Query(Caller("a"), row) for row in world.script(100)])
+    assert detector.evidence("a").queries > 0
+    assert detector.forget("a")
+    assert not detector.forget("a")
+    assert detector.evidence("a").queries == 0
+    assert detector.nbytes == 0
+    assert len(detector.vectors("a")) == 0
+
+
+def test_a_service_is_compared_with_itself(world: World) -> None:
+    """The order of its queries says nothing; what it asks about, changing, does."""
+    detector = ExtractionDetector(CPU, REFERENCE)
+    topics = world.texts[:12].reshape(-1, 384)
+    rows = topics[world.rng.integers(len(topics), size=3000)]
+    usual = [detector.observe([Query(SERVICE, row)])[0] for row in rows]
+    assert max(evidence.level for evidence in usual) is Level.CLEAR
+    others = world.texts[12:].reshape(-1, 384)
+    rows = others[world.rng.permutation(len(others))[:800]]
+    changed = [detector.observe([Query(SERVICE, row)])[0] for row in rows]
+    assert changed[-1].level >= Level.DEGRADED
+
+
+def test_the_article_finds_nobody(world: World) -> None:
+    found = run({"script": world.script(400)}, ["script"] * 400, 16, metric="article")["script"]
+    assert found[-1].level < Level.BANNED
+    assert found[-1].signals[0][0] == "article"
+
+
+def test_split_over_accounts(world: World) -> None:
+    """Each alone is little suspect at most; together, alike and linked, they are a campaign."""
+    detector = ExtractionDetector(CPU, REFERENCE)
+    names = [f"account-{n}" for n in range(20)]
+    rows = np.concatenate([world.script(2400), World(seed=1).script(600)])
+    honest = {f"person-{n}": world.person(150) for n in range(20)}
+    last: dict[str, Evidence] = {}
+    for turn in range(150):
+        queries = [
+            Query(Caller(name, tags=("net:10.0.0.0/24",)), rows[turn * 20 + n])
+            for n, name in enumerate(names)
+        ]
+        queries += [Query(Caller(name), stream[turn]) for name, stream in honest.items()]
+        for query, evidence in zip(queries, detector.observe(queries), strict=True):
+            last[query.caller.id] = evidence
+    assert len({last[name].campaign for name in names} - {""}) == 1
+    assert sum(bool(last[name].campaign) for name in names) >= 18
+    assert not any(last[name].campaign for name in honest)
