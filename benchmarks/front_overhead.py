@@ -51,7 +51,10 @@ _CHUNK = b"data: " + json.dumps(
 ).encode() + b"\n\n"  # fmt: skip
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "off": {"injection": {"mode": "off"}, "extraction": {"mode": "off"}, "encoder": {"place": "front"}},
+    "off": {
+        "injection": {"mode": "off"}, "extraction": {"mode": "off"},
+        "encoder": {"place": "front"},
+    },
     "off, no audit": {
         "injection": {"mode": "off"}, "extraction": {"mode": "off"},
         "encoder": {"place": "front"}, "audit": {"log": "off"},

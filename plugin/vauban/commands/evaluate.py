@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from vauban.commands.evaluate_extraction import extraction
 from vauban.errors import VaubanError
 from vauban.policy import Policy
 from vauban.policy_sources import load_policy
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from vauban.training.examine import Plan
     from vauban.training.report import Report
 
-app = typer.Typer(help="Measure the classifier.", no_args_is_help=True)
+app = typer.Typer(help="Measure the detectors.", no_args_is_help=True)
 
 
 class AttackName(StrEnum):
@@ -34,9 +35,7 @@ class AttackName(StrEnum):
     ALL = "all"
 
 
-@app.callback()
-def _group() -> None:
-    """Keeps `injection` a sub-command while it is the only one."""
+app.command()(extraction)
 
 
 @app.command()

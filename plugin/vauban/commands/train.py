@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -122,6 +123,39 @@ def validate(
     for setting, rate in enumerate(rates):
         recalls = [fold.recall for fold in folds if fold.setting == setting]
         typer.echo(f"mean\t{rate:g}\trecall at 1% {sum(recalls) / len(recalls):.3f}")
+
+
+@app.command()
+def extraction(
+    data: Annotated[Path, typer.Option(help="Directory: train and dev (and dev_ood) .jsonl[.gz].")],
+    out: Annotated[Path, typer.Option(help="Directory of the reference; texts' embeddings too.")],
+    people: Annotated[int, typer.Option(min=200, help="Honest people to simulate.")] = 3000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Fit what honest callers look like, for the extraction detector, on simulated people."""
+    from vauban import __version__
+    from vauban.policy import EncoderPolicy
+    from vauban.training.extraction import embedder, fit_reference
+    from vauban.training.reader import file_sha256
+    from vauban.training.traffic_texts import texts
+    from vauban.training.traffic_world import worlds
+
+    with _progress(Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def track(task: str, done: int, total: int) -> None:
+            if task not in tasks:
+                tasks[task] = bars.add_task(task, total=total, note="")
+            bars.update(tasks[task], completed=done)
+
+        found = texts(data, seed)
+        out.mkdir(parents=True, exist_ok=True)
+        embed = embedder(EncoderPolicy(), partial(track, "embedding"))
+        world = worlds(found, embed, out / "texts.npy", seed)["fit"]
+        files = {path.name: file_sha256(path) for path in sorted(data.glob("*.jsonl*"))}
+        about = {"data": files, "seed": seed, "vauban": __version__}
+        fit_reference(world, people, seed, about, partial(track, "people")).save(out)
+    typer.echo(f"{out}: reference of {people} simulated people")
 
 
 def _checkpoint(init: str | None) -> Path | None:

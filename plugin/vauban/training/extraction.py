@@ -6,12 +6,14 @@ and the fit only measures how far honest people go in them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+import torch
 
+from vauban.detectors.encoder import Encoder
 from vauban.detectors.extraction.profile import Profile
 from vauban.detectors.extraction.projection import (
     DIMENSIONS,
@@ -21,11 +23,18 @@ from vauban.detectors.extraction.projection import (
     unit,
 )
 from vauban.detectors.extraction.reference import ARMS, HORIZON, LEVELS, NONE, Reference
+from vauban.policy import EncoderPolicy
 from vauban.training.traffic import clusters
+from vauban.training.traffic_world import World
 
 COARSE_CELLS: Final = 512
 LENGTHS: Final = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 _LEAST_SPREAD: Final = 0.005
+_HIDDEN: Final = 384
+_TEXTS_AT_ONCE: Final = 64
+
+Embed = Callable[[Sequence[str]], Floats]
+Track = Callable[[int, int], object]
 
 
 def fit_projection(embeddings: Floats, rng: np.random.Generator) -> Projection:
@@ -40,6 +49,40 @@ def fit_projection(embeddings: Floats, rng: np.random.Generator) -> Projection:
         np.clip(np.rint(centres * SCALE), -127, 127).astype(np.int8),
         sides.astype(np.float32),
     )
+
+
+def embedder(policy: EncoderPolicy, track: Track) -> Embed:
+    """Unit embeddings of texts, by the encoder that serves, each read in one window."""
+    encoder = Encoder.load(policy, "cuda" if torch.cuda.is_available() else "cpu")
+
+    def embed(texts: Sequence[str]) -> Floats:
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        rows: Floats = np.zeros((len(texts), _HIDDEN), np.float32)
+        for start in range(0, len(order), _TEXTS_AT_ONCE):
+            part = order[start : start + _TEXTS_AT_ONCE]
+            for index, found in zip(
+                part, encoder.encode([encoder.tokenizer([texts[i]]) for i in part]), strict=True
+            ):
+                if found.embedding is not None:
+                    rows[index] = found.embedding
+            track(min(start + _TEXTS_AT_ONCE, len(order)), len(order))
+        return rows
+
+    return embed
+
+
+def fit_reference(
+    world: World, people: int, seed: int, about: dict[str, Any], track: Track
+) -> Reference:
+    """Simulate honest people and fit the whole reference on them."""
+    rng = np.random.default_rng(seed)
+    asked = [world.people[0].embeddings, world.documents, world.thefts["code"]]
+    projection = fit_projection(np.concatenate(asked), rng)
+    watched = []
+    for number in range(people):
+        watched.append(watch(world.person(HORIZON, rng), projection))
+        track(number + 1, people)
+    return fit_tables(projection, watched, about)
 
 
 @dataclass(frozen=True, slots=True)
