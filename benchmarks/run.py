@@ -14,11 +14,20 @@ import sys
 from benchmarks.provenance import load
 from rich.console import Console
 
-from benchmarks import cobatch, encoder_latency, front_overhead, gpu_cobatch, memory, vs_proxy
+from benchmarks import (
+    cobatch,
+    encoder_latency,
+    extraction_cost,
+    front_overhead,
+    gpu_cobatch,
+    memory,
+    vs_proxy,
+)
 
 BENCHMARKS = {
     "front_overhead": front_overhead.main,
     "encoder_latency": encoder_latency.main,
+    "extraction_cost": extraction_cost.main,
     "cobatch": cobatch.main,
     "vs_proxy": vs_proxy.main,
     "memory": memory.main,

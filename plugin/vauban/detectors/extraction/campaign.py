@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,7 +25,9 @@ from numpy.typing import NDArray
 from vauban.detectors.extraction.projection import Floats
 from vauban.detectors.extraction.reference import TENFOLDS
 
-MEMBER_SHARE: Final = 0.2
+MEMBER_SHARE: Final = 0.1
+MAX_RAISE: Final = 1 / 6
+"""What others did can raise a caller's score by so much: one tenfold of its own evidence."""
 MAX_MEMBERS: Final = 4096
 MIN_ACCOUNTS: Final = 3
 TWIN_LINKS: Final = 2
@@ -56,13 +59,16 @@ class Campaigns:
         self._tails: Floats = np.zeros(MAX_MEMBERS, np.float32)
         self._profiles: Floats = np.zeros((MAX_MEMBERS, cells), np.float32)
         self._free = list(reversed(range(MAX_MEMBERS)))
+        self._used = 0
         self._tags: dict[str, set[str]] = {}
         self._twins: dict[str, Counter[str]] = {}
 
     def twin(self, account: str, other: str) -> None:
         """Both asked nearly the same."""
         for one, two in ((account, other), (other, account)):
-            partners = self._twins.setdefault(one, Counter())
+            partners = self._twins.get(one)
+            if partners is None:
+                partners = self._twins[one] = Counter()
             if two in partners or len(partners) < MAX_PARTNERS:
                 partners[two] += 1
 
@@ -93,7 +99,8 @@ class Campaigns:
         return self._combine(account, row, tags)
 
     def _combine(self, account: str, row: int, tags: tuple[str, ...]) -> Campaign | None:
-        alike = np.flatnonzero(self._profiles @ self._profiles[row] >= ALIKE)
+        used = self._profiles[: self._used]
+        alike = np.flatnonzero(used @ self._profiles[row] >= ALIKE)
         linked = {account, *(self._names[other] for other in alike)}
         partners = self._twins.get(account, Counter())
         linked.update(name for name, twins in partners.items() if twins >= TWIN_LINKS)
@@ -102,7 +109,7 @@ class Campaigns:
         accounts = sorted(linked & self._rows.keys())
         if len(accounts) < MIN_ACCOUNTS:
             return None
-        rarity = [-math.log10(MEMBER_SHARE) - float(self._tails[self._rows[a]]) for a in accounts]
+        rarity = -math.log10(MEMBER_SHARE) - self._tails[[self._rows[a] for a in accounts]]
         # Every member's neighbourhood is a chance for a false alarm.
         tail = fisher(rarity) - math.log10(len(self._rows))
         digest = hashlib.sha256(accounts[0].encode()).hexdigest()[:12]
@@ -113,6 +120,7 @@ class Campaigns:
             if not self._free:
                 self._leave(min(self._rows, key=lambda name: float(self._tails[self._rows[name]])))
             self._rows[account] = self._free.pop()
+            self._used = max(self._used, self._rows[account] + 1)
             for tag in tags:
                 self._tags.setdefault(tag, set()).add(account)
         row = self._rows[account]
@@ -134,14 +142,15 @@ class Campaigns:
                 del self._tags[tag]
 
 
-def fisher(log_shares: list[float]) -> float:
+def fisher(log_shares: Sequence[float] | Floats) -> float:
     """-log10 of Fisher's combined p-value.
 
     :param log_shares: log10 of independent p-values, each 0 or less.
     """
-    half = -sum(min(share, 0.0) for share in log_shares) * math.log(10)
+    half = -float(np.minimum(log_shares, 0.0).sum()) * math.log(10)
     # The survival function of chi-square with 2k degrees: exp(-h) * sum of h^i / i! below k.
-    terms = [i * math.log(max(half, 1e-12)) - math.lgamma(i + 1) for i in range(len(log_shares))]
-    top = max(terms)
-    log_sum = top + math.log(sum(math.exp(term - top) for term in terms))
+    orders = np.arange(len(log_shares))
+    terms = orders * math.log(max(half, 1e-12)) - np.cumsum(np.log(np.maximum(orders, 1)))
+    top = float(terms.max())
+    log_sum = top + math.log(float(np.exp(terms - top).sum()))
     return max(0.0, (half - log_sum) / math.log(10))

@@ -23,7 +23,7 @@ from typing import Final
 import numpy as np
 
 from vauban.detectors.extraction.article import article_score
-from vauban.detectors.extraction.campaign import Campaign, Campaigns
+from vauban.detectors.extraction.campaign import MAX_RAISE, Campaign, Campaigns
 from vauban.detectors.extraction.index import BYTES_PER_QUERY, SharedIndex
 from vauban.detectors.extraction.profile import PROFILE_BYTES, Profile
 from vauban.detectors.extraction.projection import FINE, Floats, Small
@@ -35,6 +35,8 @@ from vauban.types import Caller, Evidence, Level
 logger = logging.getLogger(__name__)
 
 NOTHING: Final = Evidence(0.0, Level.CLEAR, 0)
+POPULAR: Final = 6
+"""A query that more callers than this have asked links nobody: everyone says hello."""
 _ARTICLE_WINDOW: Final = 100
 
 
@@ -114,7 +116,8 @@ class ExtractionDetector:
         fine = self.reference.projection.fine_cells(small, found.cells)
         evidence = []
         for row, (query, caller) in enumerate(zip(queries, callers, strict=True)):
-            for twin in found.twins[row]:
+            twins = found.twins[row]
+            for twin in twins if len(twins) <= POPULAR else ():
                 if (name := self._names.get(twin)) is not None:
                     self._campaigns.twin(query.caller.id, name)
             if caller.service is not None:
@@ -178,7 +181,9 @@ class ExtractionDetector:
             signals.append(("campaign", round(campaign.score, 3)))
             signals.append(("campaign_accounts", float(len(campaign.accounts))))
         in_campaign = campaign is not None and campaign.score >= self.policy.flag_at
-        worst = max(score, campaign.score) if campaign is not None and in_campaign else score
+        worst = score
+        if campaign is not None and in_campaign:
+            worst = max(score, min(campaign.score, score + MAX_RAISE))
         caller.evidence = Evidence(
             score=worst,
             level=self._climb(caller, self.policy.level(worst)),

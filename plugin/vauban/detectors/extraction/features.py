@@ -58,6 +58,9 @@ STATISTICS: Final = (
 """
 
 _ALONE: Final = 0.55
+_OFFSETS: Final = np.arange(-NEAR, NEAR + 1)
+_WITHIN: Final = tuple(np.abs(_OFFSETS) <= lag for lag in LAGS)
+_SQUARE_ROOTS: Final = np.sqrt(np.array(LAGS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,33 +100,42 @@ def measure(vectors: Floats, start: int) -> Measured:
     """
     n = len(vectors)
     similar = vectors[start:] @ vectors.T
-    lag = np.arange(n)[None] - np.arange(start, n)[:, None]
-    distance = np.abs(lag)
-    far = distance > NEAR
-    close = ~far & (lag != 0)
-    near = np.where(close, similar, -1.0).max(axis=1)
-    before = np.where(close & (lag < 0), similar, -1.0).max(axis=1, initial=-1.0)
-    others = far.sum(axis=1)
-    better = ((similar >= near[:, None]) & far).sum(axis=1)
+    rows = np.arange(n - start)[:, None]
+    columns = np.arange(start, n)[:, None] + _OFFSETS
+    inside = (columns >= 0) & (columns < n)
+    columns = np.clip(columns, 0, n - 1)
+    band = similar[rows, columns]
+    count = n - inside.sum(axis=1)
+    # What is near is taken out of the sums, and out of the comparisons, over the whole row.
+    outside = np.where(inside, 0.0, band)
+    total = similar.sum(axis=1) - (band - outside).sum(axis=1)
+    squares = np.einsum("ij,ij->i", similar, similar) - (band**2 - outside**2).sum(axis=1)
+    similar[rows, columns] = np.where(inside, -1.0, similar[rows, columns])
+    best_far = similar.max(axis=1)
+
+    close = inside & (_OFFSETS != 0)
+    kept = np.where(close, band, -1.0)
+    near = kept.max(axis=1)
+    before = kept[:, :NEAR].max(axis=1)
+    better = (similar >= near[:, None]).sum(axis=1) * (near > -1.0)
     # As if the neighbours had been drawn from the rest of the window: one of them is the best.
-    above = (better + 0.5) / (others + 1.0)
+    above = (better + 0.5) / (count + 1.0)
     order = 1.0 - (1.0 - above) ** close.sum(axis=1)
-    best_far = np.where(far, similar, -1.0).max(axis=1)
-    rest = np.where(far, similar, 0.0)
-    count = np.maximum(others, 1)
-    mean = rest.sum(axis=1) / count
-    spread = np.sqrt(np.maximum((rest * rest).sum(axis=1) / count - mean * mean, 1e-4))
-    lags = []
-    for most in LAGS:
-        within = close & (distance <= most)
-        found = np.where(within, similar, 0.0).sum(axis=1) / np.maximum(within.sum(axis=1), 1)
-        lags.append((found - mean) / spread)
+
+    least = np.maximum(count, 1)
+    mean = total / least
+    spread = np.sqrt(np.maximum(squares / least - mean * mean, 1e-4))
+    lags = np.empty((len(LAGS), n - start), np.float32)
+    for place, within in enumerate(_WITHIN):
+        taken = close & within
+        found = np.where(taken, band, 0.0).sum(axis=1) / np.maximum(taken.sum(axis=1), 1)
+        lags[place] = (found - mean) / spread
     return Measured(
         order.astype(np.float32),
         near.astype(np.float32),
         before.astype(np.float32),
         best_far.astype(np.float32),
-        np.array(lags, np.float32),
+        lags,
     )
 
 
@@ -133,10 +145,7 @@ def statistics(measured: Measured, cells: NDArray[np.integer]) -> Floats:
     :param cells: fine cell of each query, [n].
     """
     n = len(cells)
-    strength = max(
-        float(values.mean()) * np.sqrt(n * lag)
-        for values, lag in zip(measured.lags, LAGS, strict=True)
-    )
+    strength = float((measured.lags.sum(axis=1) * _SQUARE_ROOTS).max()) / np.sqrt(n)
     lone = measured.order > 0.5
     starts = np.flatnonzero(measured.before < SIMILAR)
     lengths = np.diff(np.append(starts, n))
@@ -147,10 +156,10 @@ def statistics(measured: Measured, cells: NDArray[np.integer]) -> Floats:
     return np.array(
         [
             np.log1p(max(strength, 0.0)),
-            2.0 * lone.mean(),
-            (lone & (measured.near < _ALONE)).mean(),
-            (lone & (measured.far < KNOWN)).mean(),
-            len(np.unique(cells[lone])) / n,
+            2.0 * np.count_nonzero(lone) / n,
+            np.count_nonzero(lone & (measured.near < _ALONE)) / n,
+            np.count_nonzero(lone & (measured.far < KNOWN)) / n,
+            len(set(cells[lone].tolist())) / n,
             spread,
         ],
         dtype=np.float32,

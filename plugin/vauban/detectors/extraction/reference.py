@@ -16,6 +16,8 @@ Beyond what the simulated people resolve, tails are continued exponentially.
 from __future__ import annotations
 
 import json
+import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,22 +90,24 @@ class Reference:
 
     def arm_values(self, statistics: Floats, length: int) -> Floats:
         """float32 [arms]: how far the statistics are from an honest median, in honest spreads."""
-        at = self._between(length)
+        return self._values(statistics, self._between(length))
+
+    def _values(self, statistics: Floats, at: _Between) -> Floats:
         offset = statistics - at(self.centre)
-        scaled = np.where(offset > 0, offset / at(self.up), offset / at(self.down))
-        clipped = np.clip(scaled, -_CLIP, _CLIP)
-        values: Floats = (_WEIGHTS @ clipped).astype(np.float32)
+        scaled = offset / np.where(offset > 0, at(self.up), at(self.down))
+        values: Floats = _WEIGHTS @ np.clip(scaled, -_CLIP, _CLIP)
         return values
 
     def suspect(self, statistics: Floats, length: int) -> Suspicion:
         """The rarest arm of one window."""
-        values = self.arm_values(statistics, length)
-        tables = self._between(length)(self.arm_tails)
+        at = self._between(length)
+        values = self._values(statistics, at).tolist()
+        tables = at(self.arm_tails).tolist()
         found = NONE
         for name, value, table in zip(ARMS, values, tables, strict=True):
-            if name == "chain" and length < CHAIN_MIN_QUERIES:
+            if value <= table[0] or (name == "chain" and length < CHAIN_MIN_QUERIES):
                 continue
-            found = max(found, Suspicion(tail_of(float(value), table), name))
+            found = max(found, Suspicion(tail_of(value, table), name))
         return found
 
     def score(self, suspicion: Suspicion) -> float:
@@ -111,11 +115,11 @@ class Reference:
         return min(1.0, tail_of(suspicion.tail, self.ever) / TENFOLDS)
 
     def _between(self, length: int) -> _Between:
-        position = float(
-            np.interp(np.log(length), np.log(self.lengths), np.arange(len(self.lengths)))
-        )
-        low = min(int(position), len(self.lengths) - 2)
-        return _Between(low, position - low)
+        lengths = self.lengths
+        high = min(max(int(np.searchsorted(lengths, length)), 1), len(lengths) - 1)
+        below, above = math.log(lengths[high - 1]), math.log(lengths[high])
+        share = (math.log(length) - below) / (above - below)
+        return _Between(high - 1, min(max(share, 0.0), 1.0))
 
     def save(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -158,7 +162,7 @@ _TABLES: Final = ("lengths", "centre", "up", "down", "arm_tails", "ever")
 _WEIGHTS: Final = np.array(
     [[arm.get(name, 0.0) for name in STATISTICS] for arm in ARMS.values()], dtype=np.float32
 )
-_DECADES: Final = -np.log10(1.0 - np.array(LEVELS))
+_DECADES: Final = tuple(-math.log10(1.0 - level) for level in LEVELS)
 _SLOPE_FROM: Final = LEVELS.index(0.9)
 
 
@@ -179,12 +183,16 @@ def tail_of(value: float, table: Sequence[float] | Floats) -> float:
 
     :param table: honest values at `LEVELS`.
     """
-    if value <= table[-1]:
-        below = np.interp(value, table, _DECADES, left=0.0)
-        return float(below)
+    if value <= table[0]:
+        return 0.0
+    place = bisect_left(table, value)
+    if place < len(table):
+        run = float(table[place]) - float(table[place - 1])
+        share = (value - float(table[place - 1])) / run
+        return _DECADES[place - 1] + share * (_DECADES[place] - _DECADES[place - 1])
     run = max(float(table[-1]) - float(table[_SLOPE_FROM]), 1e-3)
     slope = (_DECADES[-1] - _DECADES[_SLOPE_FROM]) / run
-    return float(_DECADES[-1] + (value - float(table[-1])) * slope)
+    return _DECADES[-1] + (value - float(table[-1])) * slope
 
 
 def shipped() -> Path:
