@@ -32,7 +32,7 @@ def one_by_one(vectors: Floats, start: int) -> Measured:
     return Measured.unstack(np.array(rows).T)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 1000), st.integers(2, 60), st.data())
 def test_measures_are_those_of_the_reference(seed: int, count: int, data: st.DataObject) -> None:
     vectors = World(topics=12, texts=8, seed=seed).script(count)

@@ -101,16 +101,17 @@ def measure(vectors: Floats, start: int) -> Measured:
     n = len(vectors)
     similar = vectors[start:] @ vectors.T
     rows = np.arange(n - start)[:, None]
-    columns = np.arange(start, n)[:, None] + _OFFSETS
+    own = np.arange(start, n)[:, None]
+    columns = own + _OFFSETS
     inside = (columns >= 0) & (columns < n)
-    columns = np.clip(columns, 0, n - 1)
+    columns = np.where(inside, columns, own)
     band = similar[rows, columns]
     count = n - inside.sum(axis=1)
     # What is near is taken out of the sums, and out of the comparisons, over the whole row.
     outside = np.where(inside, 0.0, band)
     total = similar.sum(axis=1) - (band - outside).sum(axis=1)
     squares = np.einsum("ij,ij->i", similar, similar) - (band**2 - outside**2).sum(axis=1)
-    similar[rows, columns] = np.where(inside, -1.0, similar[rows, columns])
+    similar[rows, columns] = -1.0
     best_far = similar.max(axis=1)
 
     close = inside & (_OFFSETS != 0)
