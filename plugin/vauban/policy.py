@@ -9,20 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from vauban.policy_base import Section as _Section
+from vauban.policy_base import field as _field
+from vauban.policy_standing import ResponsePolicy, StatePolicy
 from vauban.types import Mode, Origin
-
-
-def _field(default: Any, description: str, unit: str = "", **bounds: Any) -> Any:
-    extra: dict[str, Any] = {"unit": unit} if unit else {}
-    return Field(default=default, description=description, json_schema_extra=extra, **bounds)
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class LimitsPolicy(_Section):
@@ -66,6 +60,12 @@ class IdentityPolicy(_Section):
     jwt_issuer: str | None = _field(None, "Required `iss` of a JWT.")
     jwt_audience: str | None = _field(None, "Required `aud` of a JWT.")
     jwt_scope_claim: str = _field("scope", "Claim that holds the scopes (string or list).")
+    jwt_service_claim: str | None = _field(
+        None, "Claim that is true for a program that serves many people."
+    )
+    jwt_group_claim: str | None = _field(
+        None, "Claim with the customer or parent that a token was issued to."
+    )
     anonymous_scopes: tuple[str, ...] = _field(
         ("*",), "Scopes of callers when no key is configured (loopback only)."
     )
@@ -260,6 +260,8 @@ class Policy(_Section):
     encoder: EncoderPolicy = Field(default_factory=EncoderPolicy)
     injection: InjectionPolicy = Field(default_factory=InjectionPolicy)
     answer: AnswerPolicy = Field(default_factory=AnswerPolicy)
+    state: StatePolicy = Field(default_factory=StatePolicy)
+    response: ResponsePolicy = Field(default_factory=ResponsePolicy)
     audit: AuditPolicy = Field(default_factory=AuditPolicy)
 
     @property

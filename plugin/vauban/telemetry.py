@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import IO, Any
@@ -10,8 +11,10 @@ from typing import IO, Any
 import structlog
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
+from vauban.access.standing import Transition
 from vauban.errors import ConfigError
 from vauban.policy import AuditPolicy
+from vauban.types import Level
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -22,7 +25,8 @@ class Decision:
 
     `front_ms`: reading, cleaning, framing and sealing in the API server. `hold_ms`: how long an
     answer that was ready waited for its verdict. `queue_ms` and `encode_ms`: in the encoder,
-    beside the main model's own work. `chars`: characters of untrusted text.
+    beside the main model's own work. `standing`: the
+    caller's level. `chars`: characters of untrusted text.
     """
 
     request_id: str
@@ -32,6 +36,7 @@ class Decision:
     proposed: str
     reason: str
     policy: str
+    standing: str = "clear"
     score: float | None = None
     chars: int = 0
     segments: int = 0
@@ -100,6 +105,28 @@ class Metrics:
             multiprocess_mode="livesum",
         )  # fmt: skip
 
+        self.principals = Gauge(
+            "vauban_principals", "Principals at each level.", ("level",), registry=registry,
+            multiprocess_mode="mostrecent",
+        )  # fmt: skip
+        self.transitions = Counter(
+            "vauban_standing_transitions",
+            "Changes of level; by detector, operator or time.",
+            ("before", "after", "by"),
+            registry=registry,
+        )
+
+    def count_levels(self, levels: Mapping[Level, int]) -> None:
+        for level in Level:
+            if level is not Level.CLEAR:
+                self.principals.labels(level.name.lower()).set(levels.get(level, 0))
+
+    def observe_transition(self, transition: Transition) -> None:
+        if transition.before is not transition.after:
+            self.transitions.labels(
+                transition.before.name.lower(), transition.after.name.lower(), transition.actor
+            ).inc()
+
     def observe(self, decision: Decision) -> None:
         self.requests.labels(decision.route, decision.action, decision.reason).inc()
         self.front.observe(decision.front_ms / 1000)
@@ -155,6 +182,31 @@ class AuditLog:
             }
             fields["findings"] = dict(decision.findings)
             self._log.info("decision", **fields)
+
+    def transition(self, transition: Transition) -> None:
+        """A change of a standing. An operator's reason stays in the ledger: it is a text."""
+        if self._log is not None:
+            evidence = transition.evidence
+            known = (
+                {}
+                if evidence is None
+                else {
+                    "score": round(evidence.score, 4),
+                    "queries": evidence.queries,
+                    "signals": {name: round(value, 4) for name, value in evidence.signals},
+                    "campaign": evidence.campaign,
+                }
+            )
+            self._log.info(
+                "standing",
+                principal=transition.principal,
+                action=transition.action,
+                before=transition.before.name.lower(),
+                after=transition.after.name.lower(),
+                by=transition.by,
+                until=transition.until,
+                **known,
+            )
 
     def refused(self, **fields: Any) -> None:
         if self._log is not None:

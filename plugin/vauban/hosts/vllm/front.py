@@ -12,22 +12,25 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vauban.access.identity import Identity, require_safe_bind
+from vauban.access.ledger import Ledger
+from vauban.access.standing import Standing, Transition
 from vauban.detectors.windows import Windows
 from vauban.errors import ConfigError, RequestError
-from vauban.guard import Guard
+from vauban.guard import Guard, standing_of
 from vauban.hosts.vllm.channel import Report, ReportReceiver, announced_engines
 from vauban.hosts.vllm.framing import Framer
 from vauban.hosts.vllm.mark import Mark, Order, new_nonce
-from vauban.hosts.vllm.routes import RouteTable
+from vauban.hosts.vllm.routes import Kind, Route, RouteTable
 from vauban.hosts.vllm.runtime import open_runtime
 from vauban.hosts.vllm.settings import policy_from
 from vauban.hosts.vllm.stored import ResponseIds
 from vauban.policy import Policy
 from vauban.screening import ScreenQueue
+from vauban.state.store import open_store, require_shared
 from vauban.telemetry import AuditLog, Decision, process_metrics
 from vauban.text.sandwich import Sandwich
 from vauban.text.template_probe import TemplateCapabilities, probe_template
-from vauban.types import Principal, PrincipalKind, Reason
+from vauban.types import Mode, Principal, PrincipalKind, Reason
 
 if TYPE_CHECKING:
     from starlette.datastructures import State
@@ -53,12 +56,14 @@ class Front:
     routes: RouteTable
     framer: Framer
     response_ids: ResponseIds
+    ledger: Ledger
     place: str
     default_model: str
 
     def __init__(self) -> None:
         self.in_flight = 0
         self.metrics = process_metrics()
+        self.priority_scheduling = False
         self.nobody = Principal("nobody", PrincipalKind.ANONYMOUS)
         self._receiver: ReportReceiver | None = None
         self._queue: ScreenQueue | None = None
@@ -75,6 +80,7 @@ class Front:
         require_safe_bind(self.identity, getattr(args, "uds", None) or args.host)
         self.routes = RouteTable(self.policy.routes)
         self.audit = AuditLog(self.policy.audit)
+        self._open_ledger(args)
 
     def open(self, state: State) -> None:
         """Load the tokenizers, probe the chat template, find the encoder. Idempotent.
@@ -88,9 +94,11 @@ class Front:
         self.tokenizer = state.engine_client.renderer.get_tokenizer()
         self.guard = Guard(self.policy, _special_tokens(self.tokenizer))
         self.framer = self._make_framer(state)
+        self.priority_scheduling = state.vllm_config.scheduler_config.policy == "priority"
         context = state.engine_client.model_config.max_model_len
         self.max_guard_tokens = GUARD_TOKENS_PER_MODEL_TOKEN * context + MIN_GUARD_TOKENS
         self.default_model = state.openai_serving_models.model_name()
+        self.ledger.open()
         runtime = open_runtime()
         self._sealer = runtime.sealer
         self.response_ids = ResponseIds(runtime.sealer)
@@ -110,6 +118,7 @@ class Front:
         if self._receiver is not None:
             self._receiver.close()
             self._receiver = None
+            self.ledger.close()
         if self._queue is not None:
             self._queue.close()
 
@@ -124,6 +133,22 @@ class Front:
 
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def standing(self, principal: Principal, route: Route) -> Standing:
+        """How a caller is treated on a route.
+
+        Only an operator shuts the users' routes: neither a detector nor a lost store may keep
+        the one out who could put it right. What tells of the server's health needs no store.
+
+        :raises StandingUnknown: the store is lost and policy says to serve nobody.
+        """
+        if self.policy.response.mode is Mode.OFF:
+            return Standing(principal.id)
+        if route.kind is Kind.USERS:
+            return self.ledger.decided(principal.id)
+        if route.kind is Kind.PASSED and not route.stored:
+            return self.ledger.remembered(principal.id)
+        return standing_of(self.ledger, principal.id, self.policy.state)
 
     async def screen_here(self, windows: Windows) -> Report:
         """Screen in this process, in one batch with whatever else waits."""
@@ -166,12 +191,32 @@ class Front:
         self.metrics.refused.labels(error.code).inc()
         self.audit.refused(request_id=request_id, code=error.code, route=route)
 
+    def record_transition(self, transition: Transition) -> None:
+        self.metrics.observe_transition(transition)
+        self.audit.transition(transition)
+
     # -- start-up ------------------------------------------------------------------------------
 
     def _open_receiver(self) -> ReportReceiver:
         if self._receiver is None:
             raise ConfigError("the front is not open")
         return self._receiver
+
+    def _open_ledger(self, args: Any) -> None:
+        policy = self.policy
+        if policy.response.mode is not Mode.OFF:
+            require_shared(
+                policy.state,
+                api_servers=getattr(args, "api_server_count", None) or 1,
+                engines=getattr(args, "data_parallel_size", None) or 1,
+            )
+        self.ledger = Ledger(
+            open_store(policy.state),
+            policy.state,
+            policy.response,
+            on_transition=self.record_transition,
+            on_levels=self.metrics.count_levels,
+        )
 
     def _find_place(self, engines: Sequence[str]) -> str:
         wanted = self.policy.encoder.place
