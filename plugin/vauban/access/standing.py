@@ -260,5 +260,5 @@ class Rules:
         return (
             settled.found is None
             and settled.decided is None
-            and settled.reset_at <= now - RESET_KEPT_S
+            and (not settled.reset_at or settled.reset_at <= now - RESET_KEPT_S)
         )

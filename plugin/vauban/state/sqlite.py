@@ -59,6 +59,8 @@ class SqliteStore:
         self._connection: sqlite3.Connection | None = None
 
     def open(self) -> None:
+        if self._connection is not None:
+            return
         name = ":memory:"
         try:
             if self._path is not None:

@@ -49,7 +49,7 @@ class Store(Protocol):
     """False: it lives and ends with this process, and can't be lost apart from it."""
 
     def open(self) -> None:
-        """Connect.
+        """Connect; idempotent.
 
         :raises ConfigError: it will never work: no such directory, wrong password, not a store.
         """
