@@ -167,7 +167,7 @@ def test_a_ledger_is_its_rules(state_policy: Callable[..., StatePolicy], tmp_pat
         return [Server(policy, clock) for _ in range(1 if url == "memory" else 2)]
 
     machine = type("Made", (Machine,), {"make": staticmethod(make)})
-    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=20))
+    run_state_machine_as_test(machine, settings=settings(max_examples=12, stateful_step_count=25))
 
 
 # -- one server ---------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def test_a_store_is_a_dictionary_with_a_history(
         return open_store(base.model_copy(update={"store": url, "prefix": f"{base.prefix}{n}"}))
 
     machine = type("Made", (Machine,), {"make": staticmethod(make)})
-    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=20))
+    run_state_machine_as_test(machine, settings=settings(max_examples=12, stateful_step_count=25))
 
 
 def test_many_changes_come_in_pages(store: Store) -> None:

@@ -240,16 +240,16 @@ class Rules:
         last reset, and the later decision."""
         one, other = self.settle(one, now), self.settle(other, now)
         reset_at = max(one.reset_at, other.reset_at)
-        newest = one if one.reset_at >= other.reset_at else other
         found = max(
             (r.found for r in (one, other) if r.found and r.found.began >= reset_at),
             key=lambda f: (f.level, f.until is None, f.until or 0.0, -f.since),
             default=None,
         )
         decided = max(
-            (r.decided for r in (one, other) if r.decided
-             and (r is newest or r.decided.since >= reset_at)),
-            key=lambda d: (d.since, d.level),
+            # A ban that outlived being forgotten began before that reset.
+            (d for r in (one, other) if (d := r.decided)
+             and (r.reset_at == reset_at or d.since >= reset_at)),
+            key=lambda d: (d.since, d.level, d.until is None, d.until or 0.0),
             default=None,
         )  # fmt: skip
         return Record(one.principal, found, decided, reset_at)
