@@ -18,8 +18,8 @@ from hypothesis.stateful import (
 )
 
 from redis_server import RedisServer
-from vauban.access import ledger as ledgers
-from vauban.access.ledger import SWEEP_EVERY_S, Ledger
+from vauban.access.ledger import Ledger
+from vauban.access.mirror import RELOAD_AFTER_S, SWEEP_EVERY_S
 from vauban.access.standing import DETECTOR, RESET_KEPT_S, Record, Rules, Transition
 from vauban.errors import ConfigError, StateUnavailable
 from vauban.policy_standing import ResponsePolicy, StatePolicy
@@ -216,6 +216,7 @@ def test_forgiving_and_forgetting_tell_the_detector(server: Server) -> None:
     server.ledger.ban("key:a", by=OPERATOR, reason="r")
     server.ledger.unban("key:a", by=OPERATOR, reason="r")
     assert server.resets == ["key:a"]
+    assert server.store.add_counts([("key:a", {})]) == [{}]
     server.ledger.forget("key:b", by=OPERATOR)
     assert server.resets == ["key:a", "key:b"]
     assert server.store.add_counts([("key:b", {})]) == [{}]
@@ -280,6 +281,23 @@ def test_room_is_made_by_forgetting_the_least(
     assert kept == {f"key:{kind}{n}" for kind in ("ban", "held") for n in range(6)}
     again = Server(server.policy, clock, server.store)
     assert {s.principal for s in again.ledger.users()} == kept
+
+
+def test_making_room_forgets_nobody_whom_another_server_has_banned(
+    shared_policy: Callable[..., StatePolicy], clock: Clock
+) -> None:
+    one, other = (Server(shared_policy(max_users=2), clock) for _ in range(2))
+    for n in range(4):
+        one.ledger.observe(caller(f"key:{n}"), evidence(Level.FLAGGED))
+    one.ledger.refresh()
+    clock.now += SWEEP_EVERY_S
+    fetch = one.store.changes
+    one.store.changes = lambda since: (  # type: ignore[method-assign]
+        fetch(since), other.ledger.ban("key:0", by=OPERATOR, reason="r")
+    )[0]  # fmt: skip
+    one.refresh()
+    assert one.level("key:0") is Level.BANNED
+    assert Server(one.policy, clock).level("key:0") is Level.BANNED
 
 
 def test_what_a_detector_finds_is_bounded_between_refreshes(clock: Clock) -> None:
@@ -419,8 +437,22 @@ def test_a_record_that_can_not_be_read_is_not_read_as_clear(
     assert "can't be read" in caplog.text
     clock.now += SWEEP_EVERY_S
     assert server.refresh()
+    server.ledger.observe(caller("key:a"), evidence(Level.FLAGGED))  # must not replace it
+    server.refresh()
+    with pytest.raises(StateUnavailable):
+        server.level("key:a")
+    assert server.store.changes(0).records == (("key:a", b"of a later version"),)
     server.ledger.unban("key:a", by=OPERATOR, reason="r")
     assert server.level("key:a") is Level.CLEAR
+
+
+def test_what_became_unreadable_before_it_was_written_stays(server: Server) -> None:
+    server.ledger.observe(caller("key:a"), evidence(Level.FLAGGED))
+    server.store.update("key:a", lambda _: b"of a later version")
+    server.refresh()
+    with pytest.raises(StateUnavailable):
+        server.level("key:a")
+    assert server.store.changes(0).records == (("key:a", b"of a later version"),)
 
 
 def test_losing_and_finding_the_store_is_logged_once(
@@ -481,4 +513,4 @@ def test_the_hot_path_asks_no_store(clock: Clock) -> None:
     server.store.close()
     server.ledger.observe(caller("key:a"), evidence(Level.SLOWED))
     assert server.ledger.remembered("key:a").level is Level.SLOWED
-    assert ledgers.RELOAD_AFTER_S < RESET_KEPT_S
+    assert RELOAD_AFTER_S < RESET_KEPT_S

@@ -13,38 +13,18 @@ Times that end are compared with this machine's clock; keep the clocks of severa
 from __future__ import annotations
 
 import heapq
-import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from typing import Final
 
-from vauban.access.standing import (
-    DETECTOR,
-    TIME,
-    Record,
-    Rules,
-    Standing,
-    Transition,
-    decode,
-    encode,
-)
-from vauban.errors import ConfigError, StateUnavailable
+from vauban.access.mirror import Mirror
+from vauban.access.standing import Record, Rules, Standing, Transition
+from vauban.errors import StateUnavailable
 from vauban.policy_standing import ResponsePolicy, StatePolicy
-from vauban.state.store import MAX_PAGE, Store
+from vauban.state.store import Store
 from vauban.types import Evidence, Level, Principal
-
-logger = logging.getLogger(__name__)
-
-SWEEP_EVERY_S: Final = 5.0
-RELOAD_AFTER_S: Final = 1_800.0
-"""Half of what resets are kept for: a server that was cut off for longer reads everything anew."""
-_EVICTED_SHARE: Final = 100
-
-
-Rule = Callable[[Record, float], Record]
 
 
 class Ledger:
@@ -66,22 +46,19 @@ class Ledger:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.rules = Rules(response)
-        self._store = store
         self._policy = state
-        self._on_transition = on_transition
-        self._on_levels = on_levels
         self._clock = clock
-        self._monotonic = monotonic
-        self._records: dict[str, Record | None] = {}  # None: the store's can't be read
-        self._dirty: set[str] = set()
-        self._lock = threading.Lock()  # of the two above, and of what follows
         self._resets: list[Callable[[str], None]] = []
-        self._is_open = False
-        self._epoch = ""
-        self._revision = 0
-        self._fresh_at = -float("inf")
-        self._sweep_at = -float("inf")
-        self._lost = False
+        self._mirror = Mirror(
+            store,
+            state,
+            self.rules,
+            on_transition=on_transition,
+            on_levels=on_levels,
+            on_reset=self._reset,
+            clock=clock,
+            monotonic=monotonic,
+        )
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -94,11 +71,8 @@ class Ledger:
 
         :raises ConfigError: the store will never work.
         """
-        try:
-            self._store.open()
-            self._is_open = True
-        except StateUnavailable as error:
-            logger.error("the store does not answer yet: %s", error)
+        with suppress(StateUnavailable):
+            self._mirror.open()
         self.refresh()
         self._thread = threading.Thread(target=self._run, name="vauban-ledger", daemon=True)
         self._thread.start()
@@ -110,18 +84,26 @@ class Ledger:
             self._thread.join(2 * self._policy.timeout_ms / 1000 + 1)
             self._thread = None
             self.refresh()  # what the detector found last
-        self._store.close()
+        self._mirror.close()
 
     def on_reset(self, callback: Callable[[str], None]) -> None:
         """Have `callback` called with the id of every user who was forgiven or erased, here or by
         another server: whatever was gathered about them must go. From any thread."""
         self._resets.append(callback)
 
+    def refresh(self) -> bool:
+        """One exchange with the store, now. False when it did not answer."""
+        return self._mirror.refresh()
+
+    def _reset(self, principal_id: str) -> None:
+        for callback in self._resets:
+            callback(principal_id)
+
     def _run(self) -> None:
         pause_s = self._policy.refresh_ms / 1000
         while not self._stopped.is_set():
             # A lost store is not asked again for every query that would be written.
-            (self._stopped if self._lost else self._wake).wait(pause_s)
+            (self._stopped if self._mirror.lost else self._wake).wait(pause_s)
             self._wake.clear()
             if not self._stopped.is_set():
                 self.refresh()
@@ -130,29 +112,27 @@ class Ledger:
 
     @property
     def is_fresh(self) -> bool:
-        if not self._store.shared and self._is_open:
-            return True
-        return self._monotonic() - self._fresh_at <= self._policy.stale_after_ms / 1000
+        """What is known here is what the store has, give or take `state.stale_after_ms`."""
+        return self._mirror.is_fresh
 
     def standing(self, principal_id: str) -> Standing:
         """:raises StateUnavailable: the store is lost, or this user's record can't be read."""
-        if not self.is_fresh:
-            raise StateUnavailable("the store is lost")
-        if self._records.get(principal_id, _UNKNOWN) is None:
-            raise StateUnavailable("the record can't be read")
-        return self.remembered(principal_id)
+        record = self._mirror.get(principal_id)
+        if record is None or not self._mirror.is_fresh:
+            raise StateUnavailable("how this user is to be treated is not known now")
+        return self.rules.standing(record, self._clock())
 
     def remembered(self, principal_id: str) -> Standing:
         """What was last known, however long ago."""
-        record = self._records.get(principal_id)
-        if record is None:
-            return Standing(principal_id)
-        return self.rules.standing(record, self._clock())
+        return self.rules.standing(self._known(principal_id), self._clock())
 
     def decided(self, principal_id: str) -> Standing:
         """What operators alone have decided, as last known."""
-        record = self._records.get(principal_id) or Record(principal_id)
-        return self.rules.standing(replace(record, found=None), self._clock())
+        record = replace(self._known(principal_id), found=None)
+        return self.rules.standing(record, self._clock())
+
+    def _known(self, principal_id: str) -> Record:
+        return self._mirror.get(principal_id) or Record(principal_id)
 
     def observe(
         self, principal: Principal, evidence: Evidence, *, began_at: float | None = None
@@ -162,18 +142,17 @@ class Ledger:
         :param began_at: when the evidence began to be gathered, seconds since the epoch. What
             began before the user was last forgiven does not count. None = it all counts.
         """
-        known = self._records.get(principal.id)
-        record = known or Record(principal.id)
+        record = self._mirror.get(principal.id)
+        if record is None:  # not to be overwritten by who can't read it
+            return Standing(principal.id)
+        now = self._clock()
         after = self.rules.observe(
-            record, evidence, service=principal.service, began_at=began_at, now=self._clock()
+            record, evidence, service=principal.service, began_at=began_at, now=now
         )
         if after is not record:
-            with self._lock:
-                if known is not None or len(self._records) < 2 * self._policy.max_users:
-                    self._records[principal.id] = after
-                    self._dirty.add(principal.id)
+            self._mirror.put(after, record)
             self._wake.set()
-        return self.remembered(principal.id)
+        return self.rules.standing(after, now)
 
     # -- operators: wait for the store -----------------------------------------------------------
 
@@ -198,13 +177,12 @@ class Ledger:
         def rule(record: Record, now: float) -> Record:
             return self.rules.decide(record, level, seconds=seconds, by=by, reason=reason, now=now)
 
-        self._change(principal_id, rule, action, by)
+        self._mirror.change(principal_id, rule, action, by)
         return self.remembered(principal_id)
 
     def forget(self, principal_id: str, *, by: str) -> Standing:
         """Erase what is kept of a user; one who is held or banned stays so, as a bare id."""
-        self._change(principal_id, self.rules.forget, "forget", by)
-        self._store.drop_counts([principal_id])
+        self._mirror.change(principal_id, self.rules.forget, "forget", by)
         return self.remembered(principal_id)
 
     # -- reading ---------------------------------------------------------------------------------
@@ -214,7 +192,7 @@ class Ledger:
     ) -> list[Standing]:
         """Users with a level, by id, beginning after the id `after`; what was last known."""
         now = self._clock()
-        records = [r for r in list(self._records.values()) if r is not None and r.principal > after]
+        records = (record for record in self._mirror.all() if record.principal > after)
         standings = (self.rules.standing(record, now) for record in records)
         wanted = (
             s for s in standings
@@ -224,175 +202,4 @@ class Ledger:
 
     def explain(self, principal_id: str) -> Record:
         """All that is kept of a user, as it counts now."""
-        record = self._records.get(principal_id) or Record(principal_id)
-        return self.rules.settle(record, self._clock())
-
-    # -- the store -------------------------------------------------------------------------------
-
-    def refresh(self) -> bool:
-        """One round: fetch, write, end what has ended. False when the store did not answer."""
-        try:
-            if not self._is_open:
-                self._store.open()
-                self._is_open = True
-            self._fetch()
-            self._flush()
-            self._sweep()
-        except (StateUnavailable, ConfigError) as error:
-            if not self._lost:
-                logger.error("the store of users' standings does not answer: %s", error)
-            self._lost = True
-            return False
-        if self._lost:
-            logger.warning("the store of users' standings answers again")
-        self._lost = False
-        return True
-
-    def _fetch(self) -> None:
-        cut_off = self._monotonic() - self._fresh_at > RELOAD_AFTER_S
-        since = 0 if cut_off else self._revision
-        seen: set[str] = set()
-        while True:
-            changes = self._store.changes(since)
-            if changes.epoch != self._epoch:
-                if self._epoch:
-                    logger.warning("the store came back without its data: it is written again")
-                    with self._lock:
-                        self._dirty.update(k for k, r in self._records.items() if r is not None)
-                self._epoch = changes.epoch
-                if since:
-                    since = 0
-                    continue
-            for key, value in changes.records:
-                seen.add(key)
-                self._take(key, value)
-            since = changes.revision
-            if len(changes.records) < MAX_PAGE:
-                break
-        if cut_off:
-            with self._lock:
-                for key in set(self._records) - seen - self._dirty:
-                    del self._records[key]
-        self._revision = since
-        self._fresh_at = self._monotonic()
-
-    def _take(self, key: str, value: bytes) -> None:
-        """Put into memory what another server, or this one, has written."""
-        stored = _readable(key, value)
-        now = self._clock()
-        with self._lock:
-            known = self._records.get(key)
-            mine = known if key in self._dirty else None
-            self._records[key] = self.rules.join(mine, stored, now) if mine and stored else stored
-        if stored and stored.reset_at > (known.reset_at if known else 0.0):
-            self._tell_reset(key)
-
-    def _flush(self) -> None:
-        with self._lock:
-            dirty = list(self._dirty)
-        for key in dirty:
-            self._change(key, lambda record, _: record, "observe", DETECTOR)
-
-    def _change(self, key: str, rule: Rule, action: str, by: str) -> None:
-        """Apply a rule to what the store has and what was found here, in the store and in memory.
-
-        :raises StateUnavailable: nothing was changed, or nobody knows.
-        """
-        mine = self._records.get(key)
-        stored, after, now = Record(key), Record(key), 0.0
-
-        def change(value: bytes | None) -> bytes | None:
-            nonlocal stored, after, now
-            now = self._clock()
-            stored = (None if value is None else _readable(key, value)) or Record(key)
-            after = rule(stored if mine is None else self.rules.join(stored, mine, now), now)
-            return None if self.rules.is_void(after, now) else encode(after)
-
-        self._store.update(key, change)
-        with self._lock:
-            current = self._records.get(key)
-            if current is not mine and current is not None:  # more was found meanwhile
-                self._records[key] = self.rules.join(after, current, now)
-            else:
-                self._dirty.discard(key)
-                if self.rules.is_void(after, now):
-                    self._records.pop(key, None)
-                else:
-                    self._records[key] = after
-        if after.reset_at > stored.reset_at:
-            self._tell_reset(key)
-        self._tell(stored, after, action, by, now)
-
-    def _tell(self, stored: Record, after: Record, action: str, by: str, now: float) -> None:
-        settled = self.rules.settle(stored, now)
-        standing = self.rules.standing(after, now)
-        steps = [("expire", TIME, stored.level, settled.level)]
-        steps.append((action, by, settled.level, standing.level))
-        for what, who, before, level in steps:
-            if before is not level or (what == action and who not in (DETECTOR, TIME)):
-                self._on_transition(
-                    Transition(
-                        after.principal, what, before, level, who, standing.until,
-                        standing.evidence,
-                    )
-                )  # fmt: skip
-
-    def _tell_reset(self, key: str) -> None:
-        for callback in self._resets:
-            callback(key)
-
-    def _sweep(self) -> None:
-        """Write down what time has ended, and count who is at which level."""
-        if self._monotonic() < self._sweep_at:
-            return
-        self._sweep_at = self._monotonic() + SWEEP_EVERY_S
-        now = self._clock()
-        levels: Counter[Level] = Counter()
-        for key, record in list(self._records.items()):
-            if record is None:
-                continue
-            settled = self.rules.settle(record, now)
-            if settled is not record or self.rules.is_void(record, now):
-                self._change(key, self.rules.settle, "expire", TIME)
-            levels[settled.level] += 1
-        self._on_levels(levels)
-        self._evict()
-
-    def _evict(self) -> None:
-        """Make room by forgetting the least suspicious; who is held or banned stays."""
-        excess = len(self._records) - self._policy.max_users
-        if excess <= 0:
-            return
-        spare = [
-            record
-            for record in list(self._records.values())
-            if record and record.decided is None and record.level < Level.HELD
-        ]
-        room = excess + self._policy.max_users // _EVICTED_SHARE
-        least = heapq.nsmallest(
-            room, spare, key=lambda r: (r.level, r.found.since if r.found else 0)
-        )
-        if len(least) < excess:
-            logger.error("the ledger is full: state.max_users are held or banned")
-
-        def drop(value: bytes | None) -> bytes | None:
-            stored = None if value is None else _readable("", value)
-            is_spare = stored and stored.decided is None and stored.level < Level.HELD
-            return None if is_spare else value
-
-        for record in least:
-            self._store.update(record.principal, drop)
-            with self._lock:
-                self._records.pop(record.principal, None)
-                self._dirty.discard(record.principal)
-
-
-def _readable(key: str, value: bytes) -> Record | None:
-    try:
-        return replace(decode(value), principal=key)
-    except StateUnavailable:
-        logger.error("the record of a user can't be read; was it written by a newer version?")
-        return None
-
-
-_UNKNOWN: Final = Record("")
+        return self.rules.settle(self._known(principal_id), self._clock())
