@@ -17,10 +17,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 
 from vauban.access.mirror import Mirror
-from vauban.access.standing import Record, Rules, Standing, Transition
+from vauban.access.standing import DETECTOR, Record, Rules, Standing, Transition
 from vauban.errors import StateUnavailable
 from vauban.policy_standing import ResponsePolicy, StatePolicy
 from vauban.state.store import Store
@@ -128,8 +127,10 @@ class Ledger:
 
     def decided(self, principal_id: str) -> Standing:
         """What operators alone have decided, as last known."""
-        record = replace(self._known(principal_id), found=None)
-        return self.rules.standing(record, self._clock())
+        record = self._known(principal_id)
+        by_operator = record.decided and record.decided.by != DETECTOR  # kept of a forgotten user
+        decided = record.decided if by_operator else None
+        return self.rules.standing(Record(principal_id, None, decided), self._clock())
 
     def _known(self, principal_id: str) -> Record:
         return self._mirror.get(principal_id) or Record(principal_id)

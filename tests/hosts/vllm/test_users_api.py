@@ -391,6 +391,7 @@ async def test_an_operator_can_not_lock_itself_out(site: Site) -> None:
     body = {"level": "held", "reason": "r"}
     assert (await site.admin("POST", f"{own}/level", body)).status == 400
     site.find("operator", Level.BANNED)  # nor can a detector
+    assert (await site.admin("DELETE", own)).json["level"] == "banned"
     assert (await site.chat("operator")).status == 403
     assert (await site.admin("GET", USERS)).status == 200
     assert (await site.admin("POST", f"{own}/unban", {"reason": "r"})).status == 200
