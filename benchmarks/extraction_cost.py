@@ -23,7 +23,7 @@ from vauban.detectors.extraction.detector import ExtractionDetector, Query
 from vauban.detectors.extraction.profile import PROFILE_BYTES, WINDOW
 from vauban.detectors.extraction.projection import Floats, unit
 from vauban.detectors.extraction.reference import Reference
-from vauban.policy import ExtractionPolicy
+from vauban.policy_extraction import ExtractionPolicy
 from vauban.types import Caller
 
 USERS = (100, 1_000, 10_000, 100_000)

@@ -130,6 +130,7 @@ def opened(flags: dict[str, Any], model: Path, log: Path) -> Iterator[Front]:
             renderer=SimpleNamespace(get_tokenizer=lambda: tokenizer),
             model_config=SimpleNamespace(max_model_len=8_192),
         ),
+        vllm_config=SimpleNamespace(scheduler_config=SimpleNamespace(policy="fcfs")),
         online_renderer=SimpleNamespace(chat_template=None),
         openai_serving_models=SimpleNamespace(model_name=lambda: "standin"),
     )

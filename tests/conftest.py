@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import settings
 
+from redis_server import RedisServer
 from vauban.detectors.encoder import Encoded
 from vauban.detectors.windows import Windows
 from vauban.guard import Guard
 from vauban.policy import Policy
+from vauban.policy_standing import MEMORY, StatePolicy
 
 # A busy machine is no reason to fail.
 settings.register_profile("vauban", deadline=None)
@@ -78,3 +83,44 @@ def make_guard(make_policy: Callable[..., Policy]) -> Callable[..., Guard]:
 @pytest.fixture(scope="session")
 def guard(make_guard: Callable[..., Guard]) -> Guard:
     return make_guard()
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One Redis server for all tests that leave it alive; each takes a prefix of its own."""
+    server = RedisServer()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def own_redis_server() -> Iterator[RedisServer]:
+    """A Redis server that keeps its data on disk, for a test that kills it."""
+    server = RedisServer(save=True)
+    yield server
+    server.remove()
+
+
+def _state_policy(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., StatePolicy]:
+    store, prefix = MEMORY, secrets.token_hex(8)
+    if request.param == "sqlite":
+        store = f"sqlite://{tmp_path}/state.db"
+    elif request.param == "valkey":
+        store = request.getfixturevalue("redis_server").url
+
+    def make(**fields: Any) -> StatePolicy:
+        return StatePolicy(store=store, prefix=prefix, **fields)
+
+    return make
+
+
+@pytest.fixture(params=["memory", "sqlite", "valkey"])
+def state_policy(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., StatePolicy]:
+    """state_policy(refresh_ms=..., ...) -> the policy of a store, empty before the test."""
+    return _state_policy(request, tmp_path)
+
+
+@pytest.fixture(params=["sqlite", "valkey"])
+def shared_policy(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., StatePolicy]:
+    """The same for stores that several processes share."""
+    return _state_policy(request, tmp_path)

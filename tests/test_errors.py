@@ -13,6 +13,7 @@ from vauban.errors import (
     RateLimited,
     RequestError,
     ScreeningFailed,
+    StateUnavailable,
     VaubanError,
 )
 
@@ -21,7 +22,7 @@ FOR_CLIENTS = [e for e in ALL if issubclass(e, RequestError)]
 
 
 def test_the_tree_is_complete() -> None:
-    tops = (ConfigError, RequestError, ScreeningFailed, AttackError)
+    tops = (ConfigError, RequestError, ScreeningFailed, StateUnavailable, AttackError)
     assert all(issubclass(e, tops) or e is VaubanError for e in ALL)
     drawn = errors.__doc__ or ""
     assert all(e.__name__ in drawn for e in ALL)

@@ -240,3 +240,38 @@ def test_sections_are_models_that_forbid_extra_fields() -> None:
         assert issubclass(section, BaseModel)
         assert section.model_config["extra"] == "forbid"
         assert section.model_config["frozen"] is True
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["memory", "sqlite:///var/lib/vauban/state.db", "redis://localhost", "redis://me@h:6379/2",
+     "rediss://h", "valkey://[::1]:6379", "valkeys://h", "unix:///run/valkey.sock?db=1"],
+)  # fmt: skip
+def test_stores(url: str) -> None:
+    assert load_policy({"state": {"store": url}}, environ={}).policy.state.store == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "disk", "sqlite://", "sqlite:///", "http://h", "redis://", "redis://h:x", "redis://h:0",
+     "redis://me:horse1@h", "redis://:horse1@h", "unix://u:horse1@/s", "redis://h?password=horse1"],
+)  # fmt: skip
+def test_a_store_that_is_none_and_a_password_that_is_not_repeated(url: str) -> None:
+    for flags, environ in (({"state": {"store": url}}, {}), ({}, {"VAUBAN_STATE__STORE": url})):
+        with pytest.raises(PolicyError, match=r"state\.store") as caught:
+            load_policy(flags, environ=environ)
+        assert "horse1" not in str(caught.value)
+    with pytest.raises(PolicyError) as caught:
+        load_policy({"state": "redis://:horse1@h"}, environ={})
+    assert "horse1" not in str(caught.value)
+
+
+def test_a_password_is_no_field_of_the_policy() -> None:
+    environ = {"VAUBAN_STATE_PASSWORD": "horse1"}
+    loaded = load_policy({"state": {"store": "redis://h"}}, environ=environ)
+    assert "horse1" not in repr(loaded) + repr(explain(loaded))
+
+
+def test_going_on_without_a_store_must_be_written_out() -> None:
+    assert load_policy({}, environ={}).policy.state.on_failure == "block"
+    assert load_policy({"state": {"on_failure": "allow"}}, environ={}).policy.state

@@ -12,9 +12,13 @@ VaubanError
 │   ├── Forbidden          the credential does not cover this
 │   ├── RouteRefused       the route table does not open this route
 │   ├── NotFound           what is asked for does not exist, or is somebody else's
+│   ├── Banned             the principal is banned, until a time that is told
+│   ├── HeldForReview      the principal is held until an operator decides
 │   ├── RateLimited        a limit of the principal is used up
-│   └── Overloaded         a bounded queue is full
+│   ├── Overloaded         a bounded queue is full
+│   └── StandingUnknown    how the principal is to be treated can't be read now
 ├── ScreeningFailed        a detector could not judge; `guard.py` turns it into a verdict
+├── StateUnavailable       the store can't be used now; `guard.py` says what that means
 └── AttackError            adversarial training was asked for something it can't compute
 
 One table per host maps `RequestError` to the wire; nothing else reaches a client.
@@ -44,6 +48,11 @@ class WeightsError(ConfigError):
 
 class ScreeningFailed(VaubanError):
     """A detector could not judge. Only `guard.py` decides what that means."""
+
+
+class StateUnavailable(VaubanError):
+    """The store did not answer in time, or not what was asked. Only `guard.py` decides what that
+    means for a request."""
 
 
 class AttackError(VaubanError):
@@ -122,6 +131,35 @@ class RateLimited(RequestError):
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = max(1, retry_after_s)
+
+
+class Banned(RequestError):
+    """The principal is banned.
+
+    :param retry_after_s: seconds until the ban ends, at least 1; None = it has no end.
+    """
+
+    status = 403
+    code = "banned"
+
+    def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = None if retry_after_s is None else max(1, retry_after_s)
+
+
+class HeldForReview(RequestError):
+    """The principal is held: not served until an operator has decided."""
+
+    status = 403
+    code = "held_for_review"
+
+
+class StandingUnknown(RequestError):
+    """The store is lost, so how the principal is to be treated is not known; not served."""
+
+    status = 503
+    code = "state_unavailable"
+    retry_after_s: ClassVar[int] = 5
 
 
 class Overloaded(RequestError):

@@ -13,15 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from vauban.access.standing import Standing
 from vauban.detectors import checkpoint
 from vauban.detectors.windows import Windows, WindowTokenizer
-from vauban.errors import RequestTooLarge, ScreeningFailed
+from vauban.errors import RequestTooLarge, ScreeningFailed, StandingUnknown, StateUnavailable
 from vauban.policy import Policy
+from vauban.policy_standing import StatePolicy
 from vauban.text.normalize import Normalizer
 from vauban.types import (
     Action,
     Caller,
     Evidence,
+    Level,
     Mode,
     Origin,
     Reason,
@@ -31,6 +34,7 @@ from vauban.types import (
 )
 
 if TYPE_CHECKING:
+    from vauban.access.ledger import Ledger
     from vauban.detectors.encoder import Encoded
     from vauban.detectors.extraction.detector import ExtractionDetector
 
@@ -149,6 +153,24 @@ class Guard:
                 f"the request has {characters} characters of text; at most"
                 f" {limits.max_text_chars} are served"
             )
+
+
+def standing_of(ledger: Ledger, principal_id: str, policy: StatePolicy) -> Standing:
+    """How a caller is treated; the fail-closed rule for a store that is lost.
+
+    What was last known of the caller counts in any case: losing the store lifts no ban.
+
+    :raises StandingUnknown: it can't be known, and the policy doesn't say to go on without.
+    """
+    try:
+        return ledger.standing(principal_id)
+    except StateUnavailable:
+        if policy.on_failure == "block":
+            raise StandingUnknown("who may use this server can't be looked up now") from None
+    known = ledger.remembered(principal_id)
+    if policy.on_failure == "degrade" and known.level < Level.DEGRADED:
+        return Standing(principal_id, Level.DEGRADED)
+    return known
 
 
 def _across(texts: Sequence[tuple[Origin, str]]) -> list[str]:

@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from vauban.types import Level, Mode, Origin
-
-
-def _field(default: Any, description: str, unit: str = "", **bounds: Any) -> Any:
-    extra: dict[str, Any] = {"unit": unit} if unit else {}
-    return Field(default=default, description=description, json_schema_extra=extra, **bounds)
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+from vauban.policy_base import Section as _Section
+from vauban.policy_base import field as _field
+from vauban.policy_extraction import ExtractionPolicy
+from vauban.policy_standing import ResponsePolicy, StatePolicy
+from vauban.types import Mode, Origin
 
 
 class LimitsPolicy(_Section):
@@ -66,6 +61,12 @@ class IdentityPolicy(_Section):
     jwt_issuer: str | None = _field(None, "Required `iss` of a JWT.")
     jwt_audience: str | None = _field(None, "Required `aud` of a JWT.")
     jwt_scope_claim: str = _field("scope", "Claim that holds the scopes (string or list).")
+    jwt_service_claim: str | None = _field(
+        None, "Claim that is true for a program that serves many people."
+    )
+    jwt_group_claim: str | None = _field(
+        None, "Claim with the customer or parent that a token was issued to."
+    )
     anonymous_scopes: tuple[str, ...] = _field(
         ("*",), "Scopes of callers when no key is configured (loopback only)."
     )
@@ -224,83 +225,6 @@ class InjectionPolicy(_Section):
         return self
 
 
-class ExtractionPolicy(_Section):
-    """Who explores the model systematically. A score of 1/6 is reached by one honest person in
-    ten within 2,048 queries, 2/6 by one in a hundred, and so on."""
-
-    mode: Mode = _field(
-        Mode.ENFORCE, "enforce, monitor (no level is set, only reported) or off (no state kept)."
-    )
-    metric: Literal["sessions", "article"] = _field(
-        "sessions",
-        "sessions: order and spread of queries; article: std/mean of principal variances, which"
-        " finds nobody (for comparison).",
-    )
-    reference: Path | None = _field(
-        None, "Directory of the honest reference; default: the one that ships in the package."
-    )
-    flag_at: float = _field(0.34, "Flag a caller at this score.", "score", ge=0.0, le=1.0)
-    slow_at: float = _field(0.42, "Slow a caller at this score.", "score", ge=0.0, le=1.0)
-    degrade_at: float = _field(0.5, "Degrade a caller at this score.", "score", ge=0.0, le=1.0)
-    hold_at: float = _field(
-        0.59, "Hold a caller for review at this score.", "score", ge=0.0, le=1.0
-    )
-    ban_at: float = _field(0.67, "Ban a caller at this score.", "score", ge=0.0, le=1.0)
-    step_queries: int = _field(
-        48,
-        "Queries that a caller must make at a level before the next one, however high the score.",
-        "queries",
-        ge=1,
-        le=100_000,
-    )
-    twin_at: float = _field(
-        0.92,
-        "Cosine from which two accounts' queries count as the same (links campaigns).",
-        "cosine",
-        ge=0.5,
-        le=1.0,
-    )
-    shared_queries: int = _field(
-        131_072,
-        "Recent queries of all callers that are searched for links.",
-        "queries",
-        ge=1024,
-        le=16_777_216,
-    )
-    max_memory_bytes: int = _field(
-        1024**3,
-        "Memory for callers' windows, about 60 kB each at most; over it, who was silent longest"
-        " is forgotten.",
-        "bytes",
-        ge=1024**2,
-        le=1024**4,
-    )
-    device: Literal["auto", "cpu"] = _field(
-        "auto", "Where FAISS searches: a GPU if its build and the machine have one, or the CPU."
-    )
-
-    @model_validator(mode="after")
-    def _levels_ascend(self) -> ExtractionPolicy:
-        bounds = [bound for _, bound in self._levels()]
-        if bounds != sorted(bounds):
-            raise ValueError("flag_at, slow_at, degrade_at, hold_at and ban_at must ascend")
-        return self
-
-    def level(self, score: float) -> Level:
-        """The most that a score supports."""
-        reached = [level for level, bound in self._levels() if score >= bound]
-        return max(reached, default=Level.CLEAR)
-
-    def _levels(self) -> tuple[tuple[Level, float], ...]:
-        return (
-            (Level.FLAGGED, self.flag_at),
-            (Level.SLOWED, self.slow_at),
-            (Level.DEGRADED, self.degrade_at),
-            (Level.HELD, self.hold_at),
-            (Level.BANNED, self.ban_at),
-        )
-
-
 class AnswerPolicy(_Section):
     """What a client sees of a verdict."""
 
@@ -338,6 +262,8 @@ class Policy(_Section):
     injection: InjectionPolicy = Field(default_factory=InjectionPolicy)
     extraction: ExtractionPolicy = Field(default_factory=ExtractionPolicy)
     answer: AnswerPolicy = Field(default_factory=AnswerPolicy)
+    state: StatePolicy = Field(default_factory=StatePolicy)
+    response: ResponsePolicy = Field(default_factory=ResponsePolicy)
     audit: AuditPolicy = Field(default_factory=AuditPolicy)
 
     @property

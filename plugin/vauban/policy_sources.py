@@ -27,6 +27,8 @@ ENV_PREFIX = "VAUBAN_"
 ENV_DELIMITER = "__"
 POLICY_FILE_VARIABLE = "VAUBAN_POLICY"
 FLAG_PREFIX = "--additional-config.vauban."
+# A wrong value there may hold a password that was put in the wrong place: it is not repeated.
+SECRET_SECTIONS = frozenset({"state"})
 
 
 class _Loader(yaml.SafeLoader):
@@ -188,8 +190,8 @@ def _describe(error: ValidationError, sources: Mapping[str, str]) -> str:
         if item["type"] == "extra_forbidden":
             detail = "there is no such field; `vauban policy --explain` lists all of them"
         else:
-            given = item.get("input")
-            detail = f"{item['msg']} (given: {given!r})"
+            shown = path.split(".")[0] not in SECRET_SECTIONS
+            detail = item["msg"] + (f" (given: {item.get('input')!r})" if shown else "")
             if known is not None:
                 detail += f"; allowed: {_allowed(known)}"
         lines.append(f"{path}{f' (from {source})' if source else ''}: {detail}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from vauban.detectors.windows import Windows
 from vauban.guard import encode_each, watch_each
-from vauban.policy import ExtractionPolicy
+from vauban.policy_extraction import ExtractionPolicy
 from vauban.types import Caller, Evidence, Mode, Reason
 
 if TYPE_CHECKING:

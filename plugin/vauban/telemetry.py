@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import IO, Any
@@ -10,8 +11,10 @@ from typing import IO, Any
 import structlog
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
+from vauban.access.standing import Transition
 from vauban.errors import ConfigError
 from vauban.policy import AuditPolicy
+from vauban.types import Level
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -22,7 +25,8 @@ class Decision:
 
     `front_ms`: reading, cleaning, framing and sealing in the API server. `hold_ms`: how long an
     answer that was ready waited for its verdict. `queue_ms` and `encode_ms`: in the encoder,
-    beside the main model's own work. `chars`: characters of untrusted text.
+    beside the main model's own work. `standing`: the
+    caller's level. `chars`: characters of untrusted text.
     """
 
     request_id: str
@@ -32,6 +36,7 @@ class Decision:
     proposed: str
     reason: str
     policy: str
+    standing: str = "clear"
     score: float | None = None
     chars: int = 0
     segments: int = 0
@@ -53,6 +58,9 @@ class Metrics:
     """Prometheus metrics of one process."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        def histogram(name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(name, what, registry=registry, buckets=buckets)
+
         self.requests = Counter(
             "vauban_requests", "Decisions.", ("route", "action", "reason"), registry=registry
         )
@@ -65,40 +73,54 @@ class Metrics:
             ("reason",),
             registry=registry,
         )
-        self.score = Histogram(
+        self.score = histogram(
             "vauban_injection_score",
             "Calibrated injection score.",
-            registry=registry,
-            buckets=(0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0),
+            (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0),
         )
-        self.batch = Histogram(
+        self.extraction = histogram(
+            "vauban_extraction_score",
+            "How unlike honest people a caller's recent queries are, per request.",
+            (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+        )
+        self.batch = histogram(
             "vauban_encoder_batch_size",
             "Requests that shared an encoder pass, per request.",
-            registry=registry,
-            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+            (1, 2, 4, 8, 16, 32, 64, 128, 256),
         )
-        self.encode = Histogram(
-            "vauban_encoder_seconds",
-            "Encoder pass a request took part in.",
-            registry=registry,
-            buckets=_SECONDS,
+        self.encode = histogram(
+            "vauban_encoder_seconds", "Encoder pass a request took part in.", _SECONDS
         )
-        self.queue = Histogram(
-            "vauban_encoder_queue_seconds",
-            "Wait for the encoder.",
-            registry=registry,
-            buckets=_SECONDS,
-        )
-        self.front = Histogram(
-            "vauban_front_seconds",
-            "Reading, cleaning and framing a request.",
-            registry=registry,
-            buckets=_SECONDS,
+        self.queue = histogram("vauban_encoder_queue_seconds", "Wait for the encoder.", _SECONDS)
+        self.front = histogram(
+            "vauban_front_seconds", "Reading, cleaning and framing a request.", _SECONDS
         )
         self.in_flight = Gauge(
             "vauban_in_flight", "Guarded requests being served.", registry=registry,
             multiprocess_mode="livesum",
         )  # fmt: skip
+
+        self.principals = Gauge(
+            "vauban_principals", "Principals at each level.", ("level",), registry=registry,
+            multiprocess_mode="mostrecent",
+        )  # fmt: skip
+        self.transitions = Counter(
+            "vauban_standing_transitions",
+            "Changes of level; by detector, operator or time.",
+            ("before", "after", "by"),
+            registry=registry,
+        )
+
+    def count_levels(self, levels: Mapping[Level, int]) -> None:
+        for level in Level:
+            if level is not Level.CLEAR:
+                self.principals.labels(level.name.lower()).set(levels.get(level, 0))
+
+    def observe_transition(self, transition: Transition) -> None:
+        if transition.before is not transition.after:
+            self.transitions.labels(
+                transition.before.name.lower(), transition.after.name.lower(), transition.actor
+            ).inc()
 
     def observe(self, decision: Decision) -> None:
         self.requests.labels(decision.route, decision.action, decision.reason).inc()
@@ -155,6 +177,31 @@ class AuditLog:
             }
             fields["findings"] = dict(decision.findings)
             self._log.info("decision", **fields)
+
+    def transition(self, transition: Transition) -> None:
+        """A change of a standing. An operator's reason stays in the ledger: it is a text."""
+        if self._log is not None:
+            evidence = transition.evidence
+            known = (
+                {}
+                if evidence is None
+                else {
+                    "score": round(evidence.score, 4),
+                    "queries": evidence.queries,
+                    "signals": {name: round(value, 4) for name, value in evidence.signals},
+                    "campaign": evidence.campaign,
+                }
+            )
+            self._log.info(
+                "standing",
+                principal=transition.principal,
+                action=transition.action,
+                before=transition.before.name.lower(),
+                after=transition.after.name.lower(),
+                by=transition.by,
+                until=transition.until,
+                **known,
+            )
 
     def refused(self, **fields: Any) -> None:
         if self._log is not None:

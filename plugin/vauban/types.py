@@ -114,6 +114,7 @@ class Evidence:
 
     `score` is in [0, 1], 1 = worst. `level` is the most that this evidence supports. `signals`
     names what it is made of. `campaign` names the group of accounts it was found in, or is empty.
+    `began_at`: when it began to be gathered, in seconds since the epoch.
     """
 
     score: float
@@ -121,6 +122,7 @@ class Evidence:
     queries: int
     signals: tuple[tuple[str, float], ...] = ()
     campaign: str = ""
+    began_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +130,14 @@ class Caller:
     """What the extraction detector is told of who asked.
 
     `tags`: what it shares with other callers by credential or address (a key's group, an address
-    block); never what a client says of itself.
+    block); never what a client says of itself. `forgiven_at`: what was gathered before, in seconds
+    since the epoch, must be forgotten.
     """
 
     id: str
     service: bool = False
     tags: tuple[str, ...] = ()
+    forgiven_at: float = 0.0
 
 
 class PrincipalKind(StrEnum):

@@ -81,6 +81,19 @@ def test_list_shows_no_secret() -> None:
         assert digest not in output
 
 
+def test_a_service_and_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    run("add", "app", "--service", "--group", "acme/eu")
+    run("add", "person")
+    app_key, person = read_key_file(Path("vauban-keys.json")).keys
+    assert (app_key.service, app_key.group) == (True, "acme/eu")
+    assert (person.service, person.group) == (False, None)
+    assert "service acme/eu" in " ".join(run("list").stdout.split())
+    wrong = run("add", "c", "--group", "a\x1bb")
+    assert wrong.exit_code == 1
+    assert "group" in wrong.stderr
+
+
 @pytest.mark.parametrize("by", ["name", "id"])
 def test_revoke(by: str) -> None:
     text = run("add", "a").stdout.strip()

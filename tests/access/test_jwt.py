@@ -151,6 +151,41 @@ def test_another_claim_can_hold_the_scopes(tmp_path: Path) -> None:
     assert principal.scopes == {"models"}
 
 
+@pytest.mark.parametrize(
+    ("claimed", "service", "group"),
+    [
+        ({"app": True, "tenant": "acme"}, True, "acme"),
+        ({"app": "true", "tenant": 5}, False, ""),
+        ({"app": 1, "tenant": ["acme"]}, False, ""),
+        ({"tenant": ""}, False, ""),
+        ({}, False, ""),
+    ],
+)
+def test_services_and_groups_by_claim(
+    tmp_path: Path, claimed: dict[str, Any], service: bool, group: str
+) -> None:
+    write(tmp_path / "jwks", jwks_of(RSA))
+    policy = policy_of(tmp_path / "jwks", jwt_service_claim="app", jwt_group_claim="tenant")
+    principal = JwtVerifier(policy, monotonic=lambda: 0.0).verify(token(claims(**claimed)), NOW)
+    assert (principal.service, principal.group) == (service, group)
+
+
+def test_a_group_that_can_not_be_logged_is_named_by_its_hash(
+    tmp_path: Path, verifier: JwtVerifier
+) -> None:
+    write(tmp_path / "jwks", jwks_of(RSA))
+    policy = policy_of(tmp_path / "jwks", jwt_group_claim="tenant")
+    judge = JwtVerifier(policy, monotonic=lambda: 0.0)
+    odd = [
+        judge.verify(token(claims(tenant=name)), NOW).group
+        for name in ("a\nb", "a\nb", "\x1b[31m", "g" * 500)
+    ]
+    assert odd[0] == odd[1]
+    assert len(set(odd)) == 3
+    assert all(group.startswith("sha256:") and len(group) == 39 for group in odd)
+    assert verifier.verify(token(claims(tenant="acme")), NOW).group == ""
+
+
 def unsigned(alg: str) -> str:
     return f"{encode({'alg': alg, 'kid': 'rsa'})}.{encode(claims())}."
 

@@ -183,3 +183,23 @@ def test_errors_of_the_store_do_not_repeat_its_values() -> None:
         parse_key_file(content)
     assert digest not in str(caught.value)
     assert "sha256" in str(caught.value)
+
+
+def test_service_and_group_reach_the_principal(add: Callable[..., str], store: Path) -> None:
+    """Set on a store as another version may have written it."""
+    text = add("a")
+    data = json.loads(store.read_bytes())
+    data["keys"][0] |= {"service": True, "group": "acme/eu"}
+    principal = KeyTable(parse_key_file(json.dumps(data).encode()).keys, NO_LIMIT).verify(text, 0.0)
+    assert (principal.service, principal.group) == (True, "acme/eu")
+
+
+def test_a_store_without_services_is_written_as_before(
+    add: Callable[..., str], store: Path
+) -> None:
+    """So that a server of an earlier version still reads it."""
+    text = add("a")
+    (row,) = json.loads(store.read_bytes())["keys"]
+    assert not {"service", "group"} & set(row)
+    principal = table_of(store).verify(text, 0.0)
+    assert (principal.service, principal.group) == (False, "")

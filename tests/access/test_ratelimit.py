@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from limits import RateLimitItemPerMinute
 from limits.strategies import FixedWindowRateLimiter
 
-from vauban.access.ratelimit import MAX_DEBT_S, BoundedStorage, RateLimiter
+from vauban.access.ratelimit import MAX_DEBT_S, BoundedStorage, RateLimiter, slowed
 from vauban.errors import RateLimited
 from vauban.types import Principal, PrincipalKind, RateLimit
 
@@ -178,3 +178,17 @@ def test_the_storage_serves_the_library_as_its_own_does(clock) -> None:
     assert storage.reset() == 1
     assert limiter.test(item, "b")
     assert storage.check()
+
+
+@given(
+    requests=st.none() | st.integers(1, 10**6), tokens=st.none() | st.integers(1, 10**9),
+    factor=st.floats(0.001, 1.0), otherwise=st.integers(1, 10**6),
+)  # fmt: skip
+def test_slowed_is_never_more_and_never_nothing(
+    requests: int | None, tokens: int | None, factor: float, otherwise: int
+) -> None:
+    limit = slowed(RateLimit(requests, tokens), factor, otherwise)
+    assert limit.requests_per_min is not None
+    assert 1 <= limit.requests_per_min <= (otherwise if requests is None else requests)
+    assert (limit.tokens_per_min is None) is (tokens is None)
+    assert tokens is None or 1 <= limit.tokens_per_min <= tokens

@@ -194,3 +194,20 @@ def test_the_environment_of_this_process_is_not_changed(monkeypatch):
     before = dict(os.environ)
     server_command("MODEL", [])
     assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--api-server-count", "2"), "2 API servers"),
+        (("--api-server-count=3",), "3 API servers"),
+        (("--data-parallel-size", "2"), "2 engines"),
+    ],
+)
+def test_several_servers_with_state_in_one_process_are_refused(flags, words):
+    with pytest.raises(ConfigError, match=words):
+        server_command("MODEL", flags)
+    shared = ("--additional-config.vauban.state.store", "redis://localhost")
+    server_command("MODEL", (*flags, *shared))
+    server_command("MODEL", (*flags, "--additional-config.vauban.response.mode", "off"))
+    server_command("MODEL", ("--api-server-count", "nonsense"))  # vLLM will say so

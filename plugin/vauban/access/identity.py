@@ -185,6 +185,16 @@ def _caller_group(host: str | None) -> str:
     return str(ipaddress.IPv6Network((int(address), IPV6_SITE_BITS), strict=False))
 
 
+def address_block(host: str | None) -> str:
+    """A name for the block of public addresses that a caller sits in: /24, or a site's /48 of
+    IPv6. Empty for any other address, which says nothing of who shares it."""
+    address = _address(host or "")
+    if address is None or not address.is_global:
+        return ""
+    bits = 24 if isinstance(address, ipaddress.IPv4Address) else 48
+    return f"net:{ipaddress.ip_network((int(address), bits), strict=False)}"
+
+
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """The address in `host`, out of brackets, zone and IPv4-in-IPv6 form; None for a name."""
     try:

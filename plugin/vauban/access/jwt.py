@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from joserfc.errors import BadSignatureError, ExpiredTokenError, JoseError
 from joserfc.jwk import JWKRegistry, Key, KeySet, RSAKey
 from joserfc.jwt import JWTClaimsRegistry
 
+from vauban.access.keys import GROUP
 from vauban.access.refusal import CredentialRefused, Refusal
 from vauban.access.scopes import known_scopes
 from vauban.access.watch import WatchedFile
@@ -83,7 +85,13 @@ class JwtVerifier:
             PrincipalKind.JWT,
             known_scopes(_scope_values(claims.get(self._policy.jwt_scope_claim))),
             self._limit,
+            service=self._claim(claims, self._policy.jwt_service_claim) is True,
+            group=_group(self._claim(claims, self._policy.jwt_group_claim)),
         )
+
+    @staticmethod
+    def _claim(claims: dict[str, Any], name: str | None) -> object:
+        return claims.get(name) if name else None
 
     def _signed_payload(self, token: str, keys: KeySet) -> bytes:
         if len(token) > MAX_TOKEN_CHARS or not token.isascii():
@@ -175,6 +183,16 @@ def _is_plain_header(header: Any) -> bool:
         and isinstance(header.get("kid", ""), str)
         and (kind.lower() if isinstance(kind, str) else kind) in TOKEN_TYPES
     )
+
+
+def _group(claim: object) -> str:
+    """A group that can be logged. Another text is named by its hash: it still tells who belongs
+    together."""
+    if not isinstance(claim, str) or not claim:
+        return ""
+    if re.fullmatch(GROUP, claim):
+        return claim
+    return f"sha256:{hashlib.sha256(claim.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
 
 
 def _scope_values(claim: object) -> list[str]:

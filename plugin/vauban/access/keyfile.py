@@ -52,9 +52,13 @@ def add_key(
     created: datetime,
     expires: datetime | None,
     limit: RateLimit,
+    service: bool = False,
+    group: str | None = None,
 ) -> tuple[NewKey, KeyRecord]:
     """Mint a key and store its hash; the file is created where there is none.
 
+    :param service: it belongs to a program that serves many people.
+    :param group: whom it is issued to together with other keys.
     :raises ConfigError: the name is taken or a value is not allowed; the store is then unchanged.
     """
     checked = parse_scopes(scopes)
@@ -73,6 +77,8 @@ def add_key(
             expires=expires,
             requests_per_min=limit.requests_per_min,
             tokens_per_min=limit.tokens_per_min,
+            service=service,
+            group=group,
         )
     except ValidationError as error:
         raise ConfigError(

@@ -21,7 +21,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from vauban.access.refusal import CredentialRefused, Refusal
 from vauban.access.scopes import parse_scopes
@@ -34,6 +43,8 @@ SECRET_CHARS: Final = 32
 CHECKSUM_CHARS: Final = 6
 KEY_CHARS: Final = len(PREFIX) + ID_CHARS + 1 + SECRET_CHARS + CHECKSUM_CHARS
 MAX_KEYS: Final = 10_000
+GROUP: Final = r"[0-9A-Za-z][0-9A-Za-z._:@/-]{0,63}"
+"""What a group may be called: it is logged and shown."""
 
 _LOWER: Final = string.digits + string.ascii_lowercase
 _LETTERS: Final = string.digits + string.ascii_letters
@@ -65,6 +76,19 @@ class KeyRecord(BaseModel):
     expires: AwareDatetime | None
     requests_per_min: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     tokens_per_min: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    service: bool = False
+    group: Annotated[str, Field(pattern=rf"^{GROUP}$")] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_set(
+        self, serialize: SerializerFunctionWrapHandler
+    ) -> dict[str, object]:
+        """So that a server of a version before these two fields still reads the other keys."""
+        fields: dict[str, object] = serialize(self)
+        for name in ("service", "group"):
+            if not fields.get(name):
+                fields.pop(name, None)
+        return fields
 
     @field_validator("scopes")
     @classmethod
@@ -173,7 +197,14 @@ def _entry(record: KeyRecord, default_limit: RateLimit) -> _Entry:
         tokens_per_min=record.tokens_per_min or default_limit.tokens_per_min,
     )
     return _Entry(
-        principal=Principal(f"key:{record.id}", PrincipalKind.KEY, frozenset(record.scopes), limit),
+        principal=Principal(
+            f"key:{record.id}",
+            PrincipalKind.KEY,
+            frozenset(record.scopes),
+            limit,
+            service=record.service,
+            group=record.group or "",
+        ),
         digest=bytes.fromhex(record.sha256),
         expires_at=None if record.expires is None else record.expires.timestamp(),
     )

@@ -28,7 +28,7 @@ from limits.storage import Storage
 from limits.strategies import FixedWindowRateLimiter
 
 from vauban.errors import RateLimited
-from vauban.types import Principal, PrincipalKind
+from vauban.types import Principal, PrincipalKind, RateLimit
 
 logger = logging.getLogger(__name__)
 
@@ -168,6 +168,19 @@ class _Meter:
         return RateLimited(
             f"Rate limit reached: {per_min} {what} per minute.", retry_after_s=math.ceil(wait_s)
         )
+
+
+def slowed(limit: RateLimit, factor: float, otherwise_per_min: int) -> RateLimit:
+    """The ceilings of a slowed caller, never higher than before and never nothing at all.
+
+    :param factor: what they are multiplied by, in (0, 1].
+    :param otherwise_per_min: the ceiling of requests of a caller who has none.
+    """
+    requests, tokens = limit.requests_per_min, limit.tokens_per_min
+    return RateLimit(
+        otherwise_per_min if requests is None else max(1, int(requests * factor)),
+        None if tokens is None else max(1, int(tokens * factor)),
+    )
 
 
 class RateLimiter:

@@ -18,10 +18,10 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from vauban.access.keyfile import add_key, read_key_file, revoke_key
-from vauban.access.keys import KeyRecord
+from vauban.access.keys import ID_CHARS, KeyRecord
 from vauban.access.scopes import ALL, FEATURES, ROUTE_GROUPS, SYSTEM_PROMPT
 from vauban.errors import ConfigError
 from vauban.policy_sources import load_policy
@@ -70,6 +70,16 @@ def add(
         int | None,
         typer.Option(help="Most prompt and completion tokens a minute; default: the policy's."),
     ] = None,
+    service: Annotated[
+        bool,
+        typer.Option(
+            "--service", help="A program that serves many people: held to its own standard."
+        ),
+    ] = False,
+    group: Annotated[
+        str | None,
+        typer.Option(help="Customer or parent: keys of one group are looked at together, too."),
+    ] = None,
     file: FileOption = None,
 ) -> None:
     """Mint a key and print it. Only its hash is stored: it can't be shown again."""
@@ -83,6 +93,8 @@ def add(
             created=now,
             expires=parse_expires(expires, now),
             limit=RateLimit(requests_per_min, tokens_per_min),
+            service=service,
+            group=group,
         )
         typer.echo(key.text)
         until = "never expires" if record.expires is None else f"expires {_moment(record.expires)}"
@@ -104,7 +116,15 @@ def list_keys(
         typer.echo(json.dumps(rows, indent=2))
         return
     now = datetime.now(UTC)
-    table = Table("name", "id", "scopes", "expires", "requests/min", "tokens/min")
+    table = Table(
+        "name",
+        Column("id", no_wrap=True, min_width=ID_CHARS),
+        "scopes",
+        "expires",
+        "requests/min",
+        "tokens/min",
+        "group",
+    )
     for record in records:
         table.add_row(*(escape(cell) for cell in _row(record, now)))
     Console().print(table)
@@ -155,6 +175,7 @@ def _row(record: KeyRecord, now: datetime) -> tuple[str, ...]:
         " ".join(record.scopes),
         expires,
         *("policy" if limit is None else str(limit) for limit in limits),
+        " ".join(filter(None, ("service" if record.service else "", record.group))),
     )
 
 

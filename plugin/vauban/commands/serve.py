@@ -14,6 +14,8 @@ from vauban.access.identity import Identity, require_safe_bind
 from vauban.errors import PolicyError
 from vauban.policy import Policy
 from vauban.policy_sources import FLAG_PREFIX, POLICY_FILE_VARIABLE, load_policy
+from vauban.state.store import require_shared
+from vauban.types import Mode
 
 LOOPBACK = "127.0.0.1"
 _CONFIG_FLAG = "--additional-config"
@@ -42,6 +44,12 @@ def server_command(
     policy = load_policy(_policy_flags(flags), environ=environ).policy
     arguments = [*flags, *_default_host(policy, flags)]
     require_safe_bind(Identity(policy.identity), _value_of(arguments, "--uds", "--host"))
+    if policy.response.mode is not Mode.OFF:  # the front checks this, too, but late
+        require_shared(
+            policy.state,
+            api_servers=_count_of(flags, "--api-server-count", "-asc"),
+            engines=_count_of(flags, "--data-parallel-size", "-dp"),
+        )
     environ["VLLM_PLUGINS"] = ",".join(_plugins(environ.get("VLLM_PLUGINS")))
     return [*_launcher(model), *arguments], environ
 
@@ -90,6 +98,12 @@ def _value_of(flags: Sequence[str], *names: str) -> str | None:
         if found is not None:
             return found
     return None
+
+
+def _count_of(flags: Sequence[str], *names: str) -> int:
+    """A number among the flags; 1 where it is not given, or not a number, which vLLM will tell."""
+    value = _value_of(flags, *names)
+    return int(value) if value is not None and value.isdecimal() else 1
 
 
 def _policy_flags(flags: Sequence[str]) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ from vauban.detectors.extraction.detector import ExtractionDetector, Query
 from vauban.detectors.extraction.profile import BLOCK, Profile
 from vauban.detectors.extraction.projection import Floats, Small, unit
 from vauban.detectors.extraction.reference import Reference
-from vauban.policy import ExtractionPolicy
+from vauban.policy_extraction import ExtractionPolicy
 from vauban.training.traffic import SERVICES, Generator
 from vauban.training.traffic_world import BROAD, NARROW, World
 from vauban.types import Caller, Level

@@ -14,7 +14,7 @@ from vauban.detectors.extraction.detector import ExtractionDetector, Query, most
 from vauban.detectors.extraction.profile import PROFILE_BYTES, Profile
 from vauban.detectors.extraction.projection import Floats
 from vauban.detectors.extraction.reference import Reference
-from vauban.policy import ExtractionPolicy
+from vauban.policy_extraction import ExtractionPolicy
 from vauban.types import Caller, Evidence, Level
 
 SERVICE = Caller("s", service=True)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from vauban.access.ledger import Ledger
 from vauban.detectors.encoder import Encoded
 from vauban.guard import Guard, encode_each
 from vauban.hosts.vllm.channel import Report, ReportReceiver, ReportSender
@@ -222,6 +223,7 @@ async def make_server(
     """make_server(place="engine" | "front", injection={...}, ...) -> Server."""
     opened: list[ReportReceiver] = []
     queues: list[ScreenQueue] = []
+    ledgers: list[Ledger] = []
 
     def make(*, place: str = "engine", framed: bool = False, **sections: Any) -> Server:
         sections["injection"] = {"block_at": 0.9, "flag_at": 0.5} | sections.get("injection", {})
@@ -247,6 +249,8 @@ async def make_server(
         front.response_ids = ResponseIds(sealer)
         front._receiver = ReportReceiver(sealer, runtime_dir)
         front._receiver.open()
+        front.ledger.open()
+        ledgers.append(front.ledger)
         opened.append(front._receiver)
         if place == "front":
             front._queue = ScreenQueue(fake_encoder.encode, 1_000_000)
@@ -254,6 +258,8 @@ async def make_server(
         return Server(front, Engine(ReportSender(sealer, runtime_dir), sealer, fake_encoder.encode))
 
     yield make
+    for ledger in ledgers:
+        ledger.close()
     for receiver in opened:
         receiver.close()
     for queue in queues:

@@ -20,7 +20,7 @@ from vauban.detectors.extraction.projection import Floats
 from vauban.detectors.extraction.reference import NONE, Reference, Suspicion
 from vauban.detectors.extraction.replay import Row
 from vauban.errors import MalformedRequest
-from vauban.policy import ExtractionPolicy
+from vauban.policy_extraction import ExtractionPolicy
 from vauban.types import Level
 
 MIN_USERS: Final = 20

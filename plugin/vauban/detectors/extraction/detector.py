@@ -15,8 +15,9 @@ metric are in `article.py`, to be compared with.
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -29,7 +30,7 @@ from vauban.detectors.extraction.profile import PROFILE_BYTES, Profile
 from vauban.detectors.extraction.projection import FINE, Floats, Small
 from vauban.detectors.extraction.reference import NONE, Reference, tail_of
 from vauban.detectors.extraction.service import ServiceBaseline
-from vauban.policy import ExtractionPolicy
+from vauban.policy_extraction import ExtractionPolicy
 from vauban.types import Caller, Evidence, Level
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class _Known:
     rung: Level = Level.CLEAR
     rung_since: int = 0
     nbytes: int = 0
+    began_at: float = 0.0
     tags: tuple[str, ...] = field(default=())
 
 
@@ -66,11 +68,18 @@ class ExtractionDetector:
     the callers that were silent longest are forgotten.
 
     :param reference: default: the one that ships, or the policy's.
+    :param clock: seconds since the epoch.
     :raises WeightsError: the reference can't be loaded.
     """
 
-    def __init__(self, policy: ExtractionPolicy, reference: Reference | None = None) -> None:
+    def __init__(
+        self,
+        policy: ExtractionPolicy,
+        reference: Reference | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.policy = policy
+        self._clock = clock
         self.reference = reference or Reference.load(policy.reference)
         self._cells = len(self.reference.projection.centres)
         self._index = SharedIndex(
@@ -190,6 +199,7 @@ class ExtractionDetector:
             queries=profile.count,
             signals=tuple(signals),
             campaign=campaign.name if campaign is not None and in_campaign else "",
+            began_at=caller.began_at,
         )
 
     def _article(self, profile: Profile) -> tuple[float, list[tuple[str, float]]]:
@@ -213,8 +223,12 @@ class ExtractionDetector:
 
     def _known(self, caller: Caller) -> _Known:
         found = self._callers.get(caller.id)
+        if found is not None and found.began_at < caller.forgiven_at:
+            self.forget(caller.id)
+            found = None
         if found is None:
-            found = self._callers[caller.id] = _Known(self._next_number, Profile(), None)
+            found = _Known(self._next_number, Profile(), None, began_at=self._clock())
+            self._callers[caller.id] = found
             self._names[self._next_number] = caller.id
             self._next_number += 1
         if caller.service and found.service is None:

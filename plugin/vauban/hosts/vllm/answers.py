@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from vauban.errors import RateLimited, RequestError
+from vauban.errors import RequestError
 from vauban.hosts.vllm.routes import Shape
 from vauban.types import Reason
 
@@ -50,8 +50,8 @@ class Answer:
 def error_answer(error: RequestError, shape: Shape, request_id: str) -> Answer:
     """A refused request."""
     headers: tuple[tuple[str, str], ...] = ()
-    if isinstance(error, RateLimited):
-        headers = (("retry-after", str(error.retry_after_s)),)
+    if (wait_s := getattr(error, "retry_after_s", None)) is not None:
+        headers = (("retry-after", str(wait_s)),)
     if error.status == 401:
         headers = (("www-authenticate", "Bearer"),)
     kind = _TYPES.get(error.status, "invalid_request_error")

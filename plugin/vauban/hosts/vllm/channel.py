@@ -182,15 +182,18 @@ class ReportReceiver:
 def _evidence_row(evidence: Evidence | Reason | None) -> object:
     if not isinstance(evidence, Evidence):
         return evidence
-    return [evidence.score, evidence.level, evidence.queries, evidence.signals, evidence.campaign]
+    return [
+        evidence.score, evidence.level, evidence.queries, evidence.signals, evidence.campaign,
+        evidence.began_at,
+    ]  # fmt: skip
 
 
 def _evidence_of(row: object) -> Evidence | Reason | None:
     if not isinstance(row, list):
         return None if row is None else Reason(str(row))
-    score, level, queries, signals, campaign = row
+    score, level, queries, signals, campaign, began_at = row
     found = tuple((str(name), float(value)) for name, value in signals)
-    return Evidence(float(score), Level(level), int(queries), found, str(campaign))
+    return Evidence(float(score), Level(level), int(queries), found, str(campaign), float(began_at))
 
 
 def announce_engine(directory: Path, policy_digest: str) -> None:

@@ -12,6 +12,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vauban.access.scopes import ADMIN, SYSTEM_PROMPT, allows
+from vauban.access.standing import Standing
 from vauban.errors import Forbidden, MalformedRequest, RequestTooLarge
 from vauban.guard import Reading
 from vauban.hosts.vllm.answers import Answer, blocked_answer, refusal_answer
@@ -22,12 +23,14 @@ from vauban.hosts.vllm.front import Front
 from vauban.hosts.vllm.gate import Gate
 from vauban.hosts.vllm.mark import RESERVED_KEY
 from vauban.hosts.vllm.routes import Kind, Route, Shape
+from vauban.hosts.vllm.treatment import PRIORITY_HEADER, STANDING_HEADER
 from vauban.telemetry import Decision
-from vauban.types import Caller, Mode, Principal, Reason, Verdict
+from vauban.types import Caller, Level, Mode, Principal, Reason, Verdict
 
 Message = MutableMapping[str, Any]
 
 REQUEST_ID_HEADER = "x-vauban-request-id"
+_DROPPED = ("transfer-encoding", PRIORITY_HEADER)
 READ_APART_BYTES = 8_192
 EARLY_START_TIMEOUT_MS = 600_000
 """A streamed or background response is answered before its request has left vLLM's queue; it may
@@ -41,13 +44,16 @@ class Exchange:
     """
 
     def __init__(
-        self, front: Front, route: Route, path: str, principal: Principal, request_id: str,
-        raw: bytes,
+        self, front: Front, route: Route, path: str, principal: Principal, standing: Standing,
+        request_id: str, raw: bytes,
     ) -> None:  # fmt: skip
         self._front = front
         self._route = route
         self._path = path
         self._principal = principal
+        self._standing = standing
+        enforced = standing.level if front.policy.response.mode is Mode.ENFORCE else Level.CLEAR
+        self._degraded = enforced >= Level.DEGRADED
         self._request_id = request_id
         self._started = time.perf_counter()
         self._is_long = len(raw) > READ_APART_BYTES
@@ -65,6 +71,9 @@ class Exchange:
         self._timer: asyncio.TimerHandle | None = None
         self._client_left = False
         self._settle_ids()
+        self._priority: int | None = None
+        if enforced >= Level.SLOWED and front.priority_scheduling:
+            self._wait_for_others()
         if principal.limit.tokens_per_min is not None:
             self._data.pop("stream_interval", None)  # tokens of a stream are counted by its events
             if self._data.get("background"):
@@ -80,6 +89,13 @@ class Exchange:
             self._data["request_id"] = ids.new(self._principal)
         elif ADMIN not in self._principal.scopes:
             self._data.pop("request_id", None)
+
+    def _wait_for_others(self) -> None:
+        """A slowed caller's requests are scheduled after everybody else's."""
+        slow = self._front.policy.response.slow_priority
+        self._priority = max(self._data.get("priority") or 0, slow)
+        if self.shape is not Shape.ANTHROPIC:  # it has no such field, and the header is enough
+            self._data["priority"] = self._priority
 
     async def serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         if self._route.kind is Kind.BOUNDED:
@@ -122,8 +138,10 @@ class Exchange:
         self._findings = tuple(sorted(reading.findings.items()))
         return reading
 
-    def _caller(self) -> Caller:
-        return Caller(self._principal.id, self._principal.service, (self._principal.group,))
+    def _caller(self, scope: Scope) -> Caller:
+        forwarded = any(name == b"x-forwarded-for" for name, _ in scope["headers"])
+        client = None if forwarded else scope.get("client")
+        return self._front.caller(self._principal, client[0] if client else None)
 
     def _reserved(self) -> dict[str, Any]:
         """Where the mark travels in this body; made when it is not there."""
@@ -146,8 +164,11 @@ class Exchange:
         headers = MutableHeaders(raw=list(scope["headers"]))
         headers["content-length"] = str(len(raw))
         for name in [*headers]:  # the adapter header would change the model after the scope check
-            if name == "transfer-encoding" or name.startswith("x-amzn-sagemaker-"):
+            # ... and the priority header would take the place of the one that is checked.
+            if name in _DROPPED or name.startswith("x-amzn-sagemaker-"):
                 del headers[name]
+        if self._priority is not None:
+            headers[PRIORITY_HEADER] = str(self._priority)
         given = False
 
         async def receive_body() -> Message:
@@ -170,7 +191,8 @@ class Exchange:
         report = None
         verdict = self._front.guard.judge(Reason.OFF)
         if self._front.policy.encodes:
-            report = await self._front.screen_here(reading.windows, self._caller())
+            report = await self._front.screen_here(reading.windows, self._caller(scope))
+            self._front.learn(self._principal, report.evidence)
             verdict = self._judge(report)
         if verdict.blocked:
             await self._refuse(send, verdict, report)
@@ -190,7 +212,9 @@ class Exchange:
         """Pass on with a mark, and hold the answer until the engine half has reported."""
         front = self._front
         reserved = self._reserved()  # may refuse, so before anything is registered
-        reserved[RESERVED_KEY], nonce, reported = front.ask_engine(reading.windows, self._caller())
+        reserved[RESERVED_KEY], nonce, reported = front.ask_engine(
+            reading.windows, self._caller(scope)
+        )
         gate = Gate(send, self._principal, front.identity, on_body=lambda: self._limit(reported))
         forwarded = self._forward(scope, receive)
         serving = asyncio.ensure_future(_run(app, *forwarded, gate.send))
@@ -204,6 +228,7 @@ class Exchange:
                 if not reported.done():
                     self._limit(reported)
                 report = await reported
+                front.learn(self._principal, report.evidence)
                 verdict = self._judge(report)
                 if verdict.blocked and not gate.is_open:
                     gate.drop()
@@ -270,6 +295,8 @@ class Exchange:
         if policy.answer.details or policy.injection.mode is Mode.MONITOR:
             headers["x-vauban-verdict"] = decision.proposed
             headers["x-vauban-reason"] = decision.reason
+        if policy.answer.details or policy.response.mode is Mode.MONITOR:
+            headers[STANDING_HEADER] = decision.standing
         if policy.answer.details:
             headers["x-vauban-score"] = f"{verdict.score:.4f}"
             headers["x-vauban-added-ms"] = f"{decision.added_ms:.2f}"
@@ -289,6 +316,7 @@ class Exchange:
             proposed=verdict.proposed.name.lower(),
             reason=verdict.reason.value,
             policy=self._front.digest,
+            standing=self._standing.level.name.lower(),
             score=report.score if report else None,
             chars=self._chars,
             segments=self._segments,

@@ -47,6 +47,7 @@ def check_fields(
     if isinstance(sampling, dict):  # a field of the same name above must not hide one in there
         _check_options(sampling, scopes, policy)
     _check_options(data, scopes, policy)
+    _check_priority(data.get("priority"), scopes)
     if shape is Shape.RESPONSES and not policy.routes.builtin_tools:
         _refuse_builtin_tools(data.get("tools"))
 
@@ -76,6 +77,16 @@ def _check_options(fields: Mapping[str, Any], scopes: frozenset[str], policy: Po
         for name in (*_ECHO_FIELDS, *_CUT_FIELDS, *cut):
             if _is_set(fields, name):
                 raise Forbidden(f"{name} needs the scope {SYSTEM_PROMPT}", param=name)
+
+
+def _check_priority(priority: Any, scopes: frozenset[str]) -> None:
+    """A client may let others go first, and not itself before others, who have 0."""
+    if priority is None:
+        return
+    if type(priority) is not int:
+        raise MalformedRequest("priority must be an integer", param="priority")
+    if priority < 0 and ADMIN not in scopes:
+        raise Forbidden(f"a priority below 0 needs the scope {ADMIN}", param="priority")
 
 
 def check_body_features(body: Body, scopes: frozenset[str], policy: Policy) -> None:

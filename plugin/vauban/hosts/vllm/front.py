@@ -9,25 +9,29 @@ import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vauban.access.identity import Identity, require_safe_bind
+from vauban.access.identity import Identity, address_block, require_safe_bind
+from vauban.access.ledger import Ledger
+from vauban.access.standing import Standing, Transition
 from vauban.detectors.windows import Windows
 from vauban.errors import ConfigError, RequestError
-from vauban.guard import Guard
+from vauban.guard import Guard, standing_of
 from vauban.hosts.vllm.channel import Report, ReportReceiver, announced_engines
 from vauban.hosts.vllm.framing import Framer
 from vauban.hosts.vllm.mark import Mark, Order, new_nonce
-from vauban.hosts.vllm.routes import RouteTable
+from vauban.hosts.vllm.routes import Kind, Route, RouteTable
 from vauban.hosts.vllm.runtime import open_runtime
 from vauban.hosts.vllm.settings import policy_from
 from vauban.hosts.vllm.stored import ResponseIds
 from vauban.policy import Policy
 from vauban.screening import ScreenQueue, watcher
+from vauban.state.store import open_store, require_shared
 from vauban.telemetry import AuditLog, Decision, process_metrics
 from vauban.text.sandwich import Sandwich
 from vauban.text.template_probe import TemplateCapabilities, probe_template
-from vauban.types import Caller, Principal, PrincipalKind, Reason
+from vauban.types import Caller, Evidence, Level, Mode, Principal, PrincipalKind, Reason
 
 if TYPE_CHECKING:
     from starlette.datastructures import State
@@ -37,6 +41,8 @@ logger = logging.getLogger(__name__)
 GUARD_TOKENS_PER_MODEL_TOKEN = 8
 MIN_GUARD_TOKENS = 4_096
 """More than that can't reach the model: overlap, hidden text and coarse scripts included."""
+MAX_FORGIVEN = 10_000
+"""Users forgiven since the start whose windows must begin anew."""
 _BRACKETED = re.compile(r"[<\[{(｜][^\s]*[>\]})｜]")
 
 
@@ -53,15 +59,18 @@ class Front:
     routes: RouteTable
     framer: Framer
     response_ids: ResponseIds
+    ledger: Ledger
     place: str
     default_model: str
 
     def __init__(self) -> None:
         self.in_flight = 0
         self.metrics = process_metrics()
+        self.priority_scheduling = False
         self.nobody = Principal("nobody", PrincipalKind.ANONYMOUS)
         self._receiver: ReportReceiver | None = None
         self._queue: ScreenQueue | None = None
+        self._forgiven: dict[str, float] = {}
 
     def configure(self, args: Any) -> None:
         """Check policy, keys and the listening address. Needs no engine, so wrong settings stop
@@ -75,6 +84,7 @@ class Front:
         require_safe_bind(self.identity, getattr(args, "uds", None) or args.host)
         self.routes = RouteTable(self.policy.routes)
         self.audit = AuditLog(self.policy.audit)
+        self._open_ledger(args)
 
     def open(self, state: State) -> None:
         """Load the tokenizers, probe the chat template, find the encoder. Idempotent.
@@ -88,9 +98,11 @@ class Front:
         self.tokenizer = state.engine_client.renderer.get_tokenizer()
         self.guard = Guard(self.policy, _special_tokens(self.tokenizer))
         self.framer = self._make_framer(state)
+        self.priority_scheduling = state.vllm_config.scheduler_config.policy == "priority"
         context = state.engine_client.model_config.max_model_len
         self.max_guard_tokens = GUARD_TOKENS_PER_MODEL_TOKEN * context + MIN_GUARD_TOKENS
         self.default_model = state.openai_serving_models.model_name()
+        self.ledger.open()
         runtime = open_runtime()
         self._sealer = runtime.sealer
         self.response_ids = ResponseIds(runtime.sealer)
@@ -110,6 +122,7 @@ class Front:
         if self._receiver is not None:
             self._receiver.close()
             self._receiver = None
+            self.ledger.close()
         if self._queue is not None:
             self._queue.close()
 
@@ -124,6 +137,48 @@ class Front:
 
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def standing(self, principal: Principal, route: Route) -> Standing:
+        """How a caller is treated on a route.
+
+        Only an operator shuts the users' routes: neither a detector nor a lost store may keep
+        the one out who could put it right. What tells of the server's health needs no store.
+
+        :raises StandingUnknown: the store is lost and policy says to serve nobody.
+        """
+        if self.policy.response.mode is Mode.OFF:
+            return Standing(principal.id)
+        if route.kind is Kind.USERS:
+            return self.ledger.decided(principal.id)
+        if route.kind is Kind.PASSED and not route.stored:
+            return self.ledger.remembered(principal.id)
+        return standing_of(self.ledger, principal.id, self.policy.state)
+
+    def caller(self, principal: Principal, address: str | None) -> Caller:
+        """A principal as the extraction detector is told of it."""
+        group = f"group:{principal.group}" if principal.group else ""
+        tags = tuple(tag for tag in (group, address_block(address)) if tag)
+        forgiven_at = self._forgiven.get(principal.id, 0.0)
+        return Caller(principal.id, principal.service, tags, forgiven_at)
+
+    def learn(self, principal: Principal, evidence: Evidence | Reason | None) -> None:
+        """Enter what the extraction detector knows of a caller after a query."""
+        if isinstance(evidence, Reason):
+            self.metrics.failures.labels(evidence.value).inc()
+        elif evidence is not None:
+            self.metrics.extraction.observe(evidence.score)
+            if self.policy.extraction.mode is not Mode.ENFORCE:
+                return
+            if principal.kind is PrincipalKind.ANONYMOUS:
+                worst = Level[self.policy.response.anonymous_ceiling.upper()]
+                evidence = replace(evidence, level=min(evidence.level, worst))
+            self.ledger.observe(principal, evidence, began_at=evidence.began_at)
+
+    def _forgive(self, principal_id: str) -> None:
+        """From any thread. A window that began before must not count again; see `Caller`."""
+        self._forgiven[principal_id] = time.time()
+        while len(self._forgiven) > MAX_FORGIVEN:
+            self._forgiven.pop(next(iter(self._forgiven)), None)
 
     async def screen_here(self, windows: Windows, caller: Caller | None = None) -> Report:
         """Screen in this process, in one batch with whatever else waits."""
@@ -174,12 +229,33 @@ class Front:
         self.metrics.refused.labels(error.code).inc()
         self.audit.refused(request_id=request_id, code=error.code, route=route)
 
+    def record_transition(self, transition: Transition) -> None:
+        self.metrics.observe_transition(transition)
+        self.audit.transition(transition)
+
     # -- start-up ------------------------------------------------------------------------------
 
     def _open_receiver(self) -> ReportReceiver:
         if self._receiver is None:
             raise ConfigError("the front is not open")
         return self._receiver
+
+    def _open_ledger(self, args: Any) -> None:
+        policy = self.policy
+        if policy.response.mode is not Mode.OFF:
+            require_shared(
+                policy.state,
+                api_servers=getattr(args, "api_server_count", None) or 1,
+                engines=getattr(args, "data_parallel_size", None) or 1,
+            )
+        self.ledger = Ledger(
+            open_store(policy.state),
+            policy.state,
+            policy.response,
+            on_transition=self.record_transition,
+            on_levels=self.metrics.count_levels,
+        )
+        self.ledger.on_reset(self._forgive)
 
     def _find_place(self, engines: Sequence[str]) -> str:
         wanted = self.policy.encoder.place

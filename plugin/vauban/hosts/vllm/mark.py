@@ -113,11 +113,12 @@ class Sealer:
 def _caller_bytes(caller: Caller | None) -> bytes:
     if caller is None:
         return b""
-    return json.dumps([caller.id, caller.service, caller.tags]).encode()
+    row = [caller.id, caller.service, caller.tags, caller.forgiven_at]
+    return json.dumps(row).encode()
 
 
 def _caller_of(data: bytes) -> Caller | None:
     if not data:
         return None
-    name, service, tags = json.loads(data)
-    return Caller(name, service, tuple(tags))
+    name, service, tags, forgiven_at = json.loads(data)
+    return Caller(name, service, tuple(tags), forgiven_at)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vauban.access.scopes import allows
+from vauban.access.standing import Standing
 from vauban.errors import (
     Forbidden,
     MalformedRequest,
@@ -36,12 +38,15 @@ from vauban.hosts.vllm.answers import error_answer
 from vauban.hosts.vllm.exchange import REQUEST_ID_HEADER, Exchange, send_answer
 from vauban.hosts.vllm.front import Front
 from vauban.hosts.vllm.routes import Kind, Route, Shape
-from vauban.types import Principal
+from vauban.hosts.vllm.treatment import refuse, treated
+from vauban.hosts.vllm.users import UsersApi
+from vauban.types import Mode, Principal
 
 Message = MutableMapping[str, Any]
 
 _SEEN = "vauban.guarded"
 _STORED_PATH = "/v1/responses/{response_id}"
+_USERS_PATH = "/vauban/users"
 _STORED_PART = 3
 
 
@@ -56,6 +61,7 @@ class GuardMiddleware:
     def __init__(self, app: ASGIApp, front: Front | None = None) -> None:
         self._app = app
         self._front = front or Front()
+        self._users = UsersApi(self._front)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -87,17 +93,23 @@ class GuardMiddleware:
             if route is None:  # a CORS preflight of an open route
                 await self._app(scope, receive, send)
                 return
-            shape, path = route.shape, _STORED_PATH if route.stored else found
-            principal = self._authorise(scope, route)
+            shape, path = route.shape, _named(route, found)
+            principal, standing = self._authorise(scope, route)
             if route.stored:
                 stored_id = found.split("/")[_STORED_PART]
                 self._front.response_ids.check(stored_id, principal, param="response_id")
             if route.kind is Kind.PASSED:
                 await self._app(scope, receive, send)
                 return
+            if route.kind is Kind.USERS:  # no slot: an operator gets through to a full server
+                raw = await self._read_in_time(scope, receive)
+                answer = await self._users.answer(scope["method"], found, scope["query_string"],
+                                                  raw, principal.id)  # fmt: skip
+                await send_answer(send, answer, {REQUEST_ID_HEADER: request_id})
+                return
             with self._slot():
                 raw = await self._read_in_time(scope, receive)
-                exchange = Exchange(self._front, route, path, principal, request_id, raw)
+                exchange = Exchange(self._front, route, path, principal, standing, request_id, raw)
                 shape = exchange.shape
                 await exchange.serve(self._app, scope, receive, send)
         except RequestError as error:
@@ -121,22 +133,28 @@ class GuardMiddleware:
             raise RouteRefused("this route is not open on this server")
         return route, path
 
-    def _authorise(self, scope: Scope, route: Route) -> Principal:
+    def _authorise(self, scope: Scope, route: Route) -> tuple[Principal, Standing]:
+        """Who calls and how they are treated, before anything of the body is read."""
         headers = Headers(scope=scope)
+        front = self._front
         if route.group is None:
-            return self._front.nobody
+            return front.nobody, Standing(front.nobody.id)
         # With this header the address is what the caller says: uvicorn takes it from whoever comes
         # over loopback, and that is everybody where callers need no key.
         client = None if "x-forwarded-for" in headers else scope.get("client")
-        principal = self._front.identity.authenticate(
+        principal = front.identity.authenticate(
             authorization=headers.get("authorization"),
             api_key=headers.get("x-api-key"),
             client_host=client[0] if client else None,
         )
+        standing = front.standing(principal, route)
+        if front.policy.response.mode is Mode.ENFORCE:
+            refuse(standing, time.time())
+            principal = treated(principal, standing.level, front.policy.response)
         if not allows(principal.scopes, group=route.group):
             raise Forbidden(f"the credential lacks the scope {route.group}")
-        self._front.identity.admit(principal)
-        return principal
+        front.identity.admit(principal)
+        return principal, standing
 
     @contextlib.contextmanager
     def _slot(self) -> Iterator[None]:
@@ -183,3 +201,10 @@ class GuardMiddleware:
             chunks.append(chunk)
             if not message.get("more_body", False):
                 return b"".join(chunks)
+
+
+def _named(route: Route, found: str) -> str:
+    """The path as it is counted and audited: without what a client chose in it."""
+    if route.kind is Kind.USERS:
+        return _USERS_PATH
+    return _STORED_PATH if route.stored else found

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from starlette.routing import compile_path
+
+from vauban.access.scopes import ADMIN
 from vauban.policy import RoutesPolicy
 
 
@@ -21,6 +24,8 @@ class Kind(StrEnum):
     """Takes text but runs no model (token counts): identity and size limits only."""
     PASSED = "passed"
     """Takes no text: identity only, or nothing at all."""
+    USERS = "users"
+    """Answered by the guard itself: how users are treated."""
 
 
 class Shape(StrEnum):
@@ -60,6 +65,8 @@ _STATUS = Route(Kind.PASSED, "status")
 _OPEN = Route(Kind.PASSED, None)
 _STORED = Route(Kind.PASSED, "responses", Shape.RESPONSES, stored=True)
 
+_USERS = Route(Kind.USERS, ADMIN)
+
 _TABLE: dict[tuple[str, str], Route] = {
     ("POST", "/v1/chat/completions"): _guarded("chat", Shape.CHAT),
     ("POST", "/v1/chat/completions/batch"): _guarded("chat", Shape.CHAT),
@@ -88,6 +95,12 @@ _TABLE: dict[tuple[str, str], Route] = {
     ("POST", "/v1/completions/derender"): _COUNTS,
     ("GET", "/v1/responses/{response_id}"): _STORED,
     ("POST", "/v1/responses/{response_id}/cancel"): _STORED,
+    ("GET", "/vauban/users"): _USERS,
+    ("GET", "/vauban/users/{principal_id:path}"): _USERS,
+    ("DELETE", "/vauban/users/{principal_id:path}"): _USERS,
+    ("POST", "/vauban/users/{principal_id:path}/ban"): _USERS,
+    ("POST", "/vauban/users/{principal_id:path}/unban"): _USERS,
+    ("POST", "/vauban/users/{principal_id:path}/level"): _USERS,
     ("GET", "/v1/models"): Route(Kind.PASSED, "models"),
     ("GET", "/health"): _OPEN,
     ("GET", "/ping"): _OPEN,
@@ -125,7 +138,7 @@ class RouteTable:
         if policy.docs:
             self._exact |= {("GET", path): _STATUS for path in _DOCS}
         self._patterns = [
-            (method, tuple(path.split("/")), route)
+            (method, compile_path(path)[0], route)
             for (method, path), route in _TABLE.items()
             if "{" in path
         ]
@@ -136,18 +149,10 @@ class RouteTable:
         route = self._exact.get((method, path))
         if route is not None:
             return route
-        parts = tuple(path.split("/"))
         for known, pattern, candidate in self._patterns:
-            if known == method and _matches(pattern, parts):
+            if known == method and pattern.fullmatch(path):
                 return candidate
         return None
-
-
-def _matches(pattern: tuple[str, ...], parts: tuple[str, ...]) -> bool:
-    return len(pattern) == len(parts) and all(
-        bool(part) if expected.startswith("{") else expected == part
-        for expected, part in zip(pattern, parts, strict=True)
-    )
 
 
 def known_routes() -> frozenset[tuple[str, str]]:

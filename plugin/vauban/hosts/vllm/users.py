@@ -1,0 +1,203 @@
+"""The users' routes: who is at which level, and an operator's say in it. Scope `admin` only.
+
+    GET    /vauban/users?level=banned&limit=100&after=ID   {"users": [...], "next": ID | null}
+    GET    /vauban/users/ID                                 one user, and what the level is made of
+    POST   /vauban/users/ID/ban    {"reason", "seconds"?}
+    POST   /vauban/users/ID/unban  {"reason"}               forgives, too
+    POST   /vauban/users/ID/level  {"level", "reason", "seconds"?}
+    DELETE /vauban/users/ID                                 erase what is kept of a user
+
+ID is a principal id (`key:...`, `jwt:...`, `anon:...`), percent-encoded. `current` in an answer is
+false while the store is lost: it is then what this server last knew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Final, Literal, TypeVar
+from urllib.parse import parse_qs
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from vauban.access.standing import Record, Standing
+from vauban.errors import MalformedRequest, NotFound, StandingUnknown, StateUnavailable
+from vauban.hosts.vllm.answers import Answer
+from vauban.hosts.vllm.front import Front
+from vauban.hosts.vllm.treatment import moment
+from vauban.types import Evidence, Level
+
+MAX_USERS_LISTED: Final = 1_000
+MAX_REASON_CHARS: Final = 500
+_LONGEST_S: Final = 3650 * 86_400
+_PATH: Final = re.compile(r"/vauban/users(?:/(?P<id>.+?)(?:/(?P<act>ban|unban|level))?)?")
+# As `Identity` makes them. A misspelt id must not be banned with success.
+_ID: Final = re.compile(
+    r"key:[0-9a-z]{12}|jwt:[0-9a-f]{32}|anon:(?:local|[0-9a-f.:]{2,45}(?:/64)?)"
+)
+
+B = TypeVar("B", bound=BaseModel)
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("control characters are not taken")
+    return text
+
+
+_Reason = Annotated[
+    str, Field(min_length=1, max_length=MAX_REASON_CHARS), AfterValidator(_printable)
+]
+
+
+class _Unban(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    reason: _Reason
+
+
+class _Ban(_Unban):
+    seconds: Annotated[int, Field(ge=1, le=_LONGEST_S)] | None = None
+
+
+class _SetLevel(_Ban):
+    level: Literal["clear", "flagged", "slowed", "degraded", "held", "banned"]
+
+
+class UsersApi:
+    """Answers for the ledger of one front."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    async def answer(
+        self, method: str, path: str, query: bytes, raw: bytes, operator: str
+    ) -> Answer:
+        """:raises RequestError: not what the route takes, no such user, or the store is lost.
+
+        :param operator: principal id of the caller.
+        """
+        matched = _PATH.fullmatch(path)
+        principal_id, act = (matched["id"], matched["act"]) if matched else (None, None)
+        if principal_id is None:
+            return self._answer(await asyncio.to_thread(self._list, query))
+        if method == "GET" and act:  # an id that ends like that is none
+            raise NotFound("there is no such user")
+        _check_id(principal_id)
+        if method in ("GET", "HEAD"):
+            return self._answer(self._explain(principal_id))
+        change = self._change(principal_id, act, raw, operator)
+        try:
+            await asyncio.to_thread(change)
+        except StateUnavailable:
+            raise StandingUnknown("the store does not answer; look whether it was done") from None
+        return self._answer(self._explain(principal_id))
+
+    def _change(
+        self, principal_id: str, act: str | None, raw: bytes, operator: str
+    ) -> Callable[[], Standing]:
+        ledger = self._front.ledger
+        if act is None:
+            return lambda: ledger.forget(principal_id, by=operator)
+        if act == "unban":
+            forgiven = _parsed(_Unban, raw)
+            return lambda: ledger.unban(principal_id, by=operator, reason=forgiven.reason)
+        if act == "ban":
+            wanted = _parsed(_Ban, raw)
+            level, action = Level.BANNED, act
+        else:
+            wanted = _parsed(_SetLevel, raw)
+            level, action = Level[wanted.level.upper()], act
+        if level >= Level.HELD and principal_id == operator:
+            raise MalformedRequest("this is your own credential; use another one of scope admin")
+        return lambda: ledger.set_level(
+            principal_id, level, by=operator, reason=wanted.reason, seconds=wanted.seconds,
+            action=action,
+        )  # fmt: skip
+
+    def _list(self, query: bytes) -> dict[str, Any]:
+        try:
+            given = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=3)
+        except ValueError:
+            raise MalformedRequest("at most level, limit and after are taken") from None
+        if wrong := set(given) - {"level", "limit", "after"}:
+            raise MalformedRequest("only level, limit and after are taken", param=min(wrong)[:40])
+        level, limit, after = (given.get(n, [""])[-1] for n in ("level", "limit", "after"))
+        if level and level.upper() not in Level.__members__:
+            raise MalformedRequest("there is no such level", param="level")
+        if limit and not (limit.isdecimal() and 1 <= int(limit[:9]) <= MAX_USERS_LISTED):
+            raise MalformedRequest(f"1 to {MAX_USERS_LISTED}", param="limit")
+        wanted = int(limit or 100)
+        users = self._front.ledger.users(
+            Level[level.upper()] if level else None, after=after, limit=wanted
+        )
+        following = users[-1].principal if len(users) == wanted else None
+        return {"users": [_shown(user) for user in users], "next": following}
+
+    def _explain(self, principal_id: str) -> dict[str, Any]:
+        record = self._front.ledger.explain(principal_id)
+        standing = self._front.ledger.remembered(principal_id)
+        return {**_shown(standing), **_parts(record)}
+
+    def _answer(self, body: dict[str, Any]) -> Answer:
+        body["current"] = self._front.ledger.is_fresh
+        return Answer(200, json.dumps(body).encode())
+
+
+def _check_id(principal_id: str) -> None:
+    if not _ID.fullmatch(principal_id):
+        raise NotFound("a user's id is key:, jwt: or anon: and what belongs to it")
+
+
+def _parsed(kind: type[B], raw: bytes) -> B:
+    try:
+        return kind.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_context=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])[:80]
+        raise MalformedRequest(f"{where or 'body'}: {first['msg']}", param=where or None) from None
+
+
+def _shown(standing: Standing) -> dict[str, Any]:
+    return {
+        "id": standing.principal,
+        "level": standing.level.name.lower(),
+        "since": moment(standing.since) if standing.level else None,
+        "until": _end(standing.until),
+        "by": standing.by,
+        "reason": standing.reason,
+        "evidence": _evidence(standing.evidence),
+    }
+
+
+def _parts(record: Record) -> dict[str, Any]:
+    """What the level is made of."""
+    found, decided = record.found, record.decided
+    return {
+        "found": found and {
+            "level": found.level.name.lower(), "began": moment(found.began),
+            "since": moment(found.since), "until": _end(found.until),
+        },
+        "decided": decided and {
+            "level": decided.level.name.lower(), "since": moment(decided.since),
+            "until": _end(decided.until), "by": decided.by, "reason": decided.reason,
+        },
+        "reset_at": moment(record.reset_at) if record.reset_at else None,
+    }  # fmt: skip
+
+
+def _end(until: float | None) -> str | None:
+    return None if until is None else moment(until)
+
+
+def _evidence(evidence: Evidence | None) -> dict[str, Any] | None:
+    if evidence is None:
+        return None
+    return {
+        "score": evidence.score,
+        "level": evidence.level.name.lower(),
+        "queries": evidence.queries,
+        "signals": dict(evidence.signals),
+        "campaign": evidence.campaign,
+    }
