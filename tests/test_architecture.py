@@ -22,7 +22,7 @@ LEVELS = [
     ["detectors"],
     ["state"],
     ["access"],
-    ["guard", "screening", "offline", "telemetry", "standin"],
+    ["guard", "screening", "offline", "telemetry", "standin", "mark", "protocol"],
     ["hosts"],
     ["agents", "training", "redteam", "console"],
     ["commands"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -16,17 +15,16 @@ from vauban.detectors.windows import Windows
 from vauban.errors import ConfigError, RequestError
 from vauban.guard import Guard
 from vauban.hosts.vllm.channel import Report, ReportReceiver, announced_engines
-from vauban.hosts.vllm.framing import Framer
-from vauban.hosts.vllm.mark import Mark, Order, new_nonce
 from vauban.hosts.vllm.routes import RouteTable
 from vauban.hosts.vllm.runtime import open_runtime
 from vauban.hosts.vllm.settings import policy_from
 from vauban.hosts.vllm.stored import ResponseIds
+from vauban.mark import Mark, Order, new_nonce
 from vauban.policy import Policy
+from vauban.protocol.framing import Framer, make_framer
 from vauban.screening import ScreenQueue
 from vauban.telemetry import AuditLog, Decision, process_metrics
-from vauban.text.sandwich import Sandwich
-from vauban.text.template_probe import TemplateCapabilities, probe_template
+from vauban.text.control_tokens import special_tokens
 from vauban.types import Principal, PrincipalKind, Reason
 
 if TYPE_CHECKING:
@@ -37,7 +35,6 @@ logger = logging.getLogger(__name__)
 GUARD_TOKENS_PER_MODEL_TOKEN = 8
 MIN_GUARD_TOKENS = 4_096
 """More than that can't reach the model: overlap, hidden text and coarse scripts included."""
-_BRACKETED = re.compile(r"[<\[{(｜][^\s]*[>\]})｜]")
 
 
 class Front:
@@ -86,7 +83,7 @@ class Front:
         if not hasattr(self, "policy"):
             self.configure(state.args)
         self.tokenizer = state.engine_client.renderer.get_tokenizer()
-        self.guard = Guard(self.policy, _special_tokens(self.tokenizer))
+        self.guard = Guard(self.policy, special_tokens(self.tokenizer))
         self.framer = self._make_framer(state)
         context = state.engine_client.model_config.max_model_len
         self.max_guard_tokens = GUARD_TOKENS_PER_MODEL_TOKEN * context + MIN_GUARD_TOKENS
@@ -218,18 +215,4 @@ class Front:
         has_template = getattr(state.online_renderer, "chat_template", None) or getattr(
             self.tokenizer, "chat_template", None
         )
-        found = probe_template(render, count) if has_template else TemplateCapabilities()
-        inline = TemplateCapabilities(
-            system=found.system, system_overhead_tokens=found.system_overhead_tokens
-        )
-        sandwich = self.policy.sandwich
-        continued = inline if found.late_system else TemplateCapabilities()
-        return Framer(*(Sandwich(sandwich, taken, count) for taken in (found, inline, continued)))
-
-
-def _special_tokens(tokenizer: Any) -> list[str]:
-    """The served tokenizer's special tokens, as text."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    # Also those not flagged as special: templates use `<tool_response>` and the like just so.
-    control = {str(token) for token in added.values() if _BRACKETED.fullmatch(str(token))}
-    return sorted(control | set(getattr(tokenizer, "all_special_tokens", [])))
+        return make_framer(self.policy.sandwich, render if has_template else None, count)
