@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "tritonclient": {"hosts/triton"},
     "faiss": {"detectors/extraction.py"},
     "valkey": {"state/valkey.py"},
-    "transformers": {"detectors", "training", "standin.py"},
+    "transformers": {"detectors", "training", "standin.py", "hosts/triton/served.py"},
+    "triton_python_backend_utils": set(),
     "fastapi": {"hosts/vllm"},
     "typer": {"commands", "cli.py"},
 }  # fmt: skip

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from vauban import __version__
-from vauban.commands import evaluate, keys, policy, train
+from vauban.commands import evaluate, keys, policy, train, triton
 from vauban.errors import VaubanError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
 app.add_typer(train.app, name="train")
+app.add_typer(triton.app, name="triton")
 
 PolicyFile = Annotated[
     Path | None, typer.Option("--policy", help="Policy file; default: what VAUBAN_POLICY names.")

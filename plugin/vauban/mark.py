@@ -23,6 +23,7 @@ from enum import IntEnum
 from vauban.detectors.windows import Windows
 
 RESERVED_KEY = "vauban"
+SECRET_VARIABLE = "VAUBAN_SECRET"  # noqa: S105 - the name of the variable, not the secret
 NONCE_BYTES = 16
 
 _VERSION = 1
