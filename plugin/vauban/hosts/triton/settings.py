@@ -12,11 +12,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+
 from vauban.errors import PolicyError
 from vauban.policy import Policy
 from vauban.policy_sources import parse_value, policy_from_fields
 
 SOURCE = "config.pbtxt"
+_ONE_LINE = 1_000_000_000
 
 
 def parameters_of(policy: Policy) -> dict[str, str]:
@@ -57,4 +60,10 @@ def _written(value: Any) -> str:
     """Text that reads back as the same value; words stay without quotes."""
     if isinstance(value, str) and parse_value(value) == value:
         return value
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, (str, list)):
+        style = '"' if isinstance(value, str) else None
+        dumped: str = yaml.safe_dump(
+            value, default_flow_style=True, default_style=style, width=_ONE_LINE
+        )
+        return dumped.strip()
+    return json.dumps(value)
