@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from vauban.commands.serve import LOOPBACK
-from vauban.hosts.triton.render import Llm, LlmBackend, render
+from vauban.hosts.triton.render import LlmBackend, Models, render
 from vauban.hosts.triton.server import Ports, find_server, install, server_command
 from vauban.policy_sources import load_policy
 from vauban.standin import MAX_MODEL_LEN, make_standin
@@ -47,9 +47,12 @@ def render_repository(
     llm: Annotated[
         LlmBackend, typer.Option(help="python: vLLM in a model of ours; vllm: Triton's backend.")
     ] = LlmBackend.PYTHON,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Run the encoder by Triton's ONNX Runtime backend.")
+    ] = False,
 ) -> None:
     """Write a model repository with every policy field in the models' config.pbtxt."""
-    render(out, load_policy(file=policy_file).policy, Llm(model, max_model_len, llm))
+    render(out, load_policy(file=policy_file).policy, Models(model, max_model_len, llm, onnx))
     Console(stderr=True).print(f"written to {out}", highlight=False)
 
 
@@ -72,8 +75,8 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="vauban-triton-") as scratch:
         if model_repository is None:
             model_repository = Path(scratch) / "models"
-            llm = Llm(str(model), max_model_len) if model else standin(Path(scratch) / "standin")
-            render(model_repository, policy, llm)
+            given = Models(str(model), max_model_len) if model else standin(Path(scratch))
+            render(model_repository, policy, given)
         command, environ = server_command(
             find_server(),
             model_repository,
@@ -89,6 +92,6 @@ def serve(
     raise typer.Exit(code)
 
 
-def standin(directory: Path) -> Llm:
+def standin(directory: Path) -> Models:
     """The stand-in model, made in `directory`."""
-    return Llm(str(make_standin(directory)), MAX_MODEL_LEN)
+    return Models(str(make_standin(directory / "standin")), MAX_MODEL_LEN)

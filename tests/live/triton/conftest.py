@@ -16,7 +16,7 @@ import pytest
 
 from vauban.access.keyfile import add_key
 from vauban.commands.local_server import LocalServer, free_port, running
-from vauban.hosts.triton.render import Llm, render
+from vauban.hosts.triton.render import Models, render
 from vauban.hosts.triton.server import (
     ADMIN_HEADER,
     ADMIN_VARIABLE,
@@ -122,7 +122,7 @@ def start_triton(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Start
         sections.setdefault("identity", {"keys_file": str(keys)})
         policy = Policy.model_validate(sections)
         repository = place / "models"
-        render(repository, policy, Llm(str(model), MAX_MODEL_LEN))
+        render(repository, policy, Models(str(model), MAX_MODEL_LEN))
         if echo:
             (repository / "llm" / "1" / "model.py").write_text(ECHO.read_text())
         ports = Ports(free_port(None), free_port(None), free_port(None))

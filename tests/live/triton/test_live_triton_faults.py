@@ -5,7 +5,6 @@ The LLM here only repeats words (`echo_llm.py`): these faults are the guard's an
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -160,8 +159,8 @@ def test_what_was_sealed_for_one_request_serves_one(echo: Any) -> None:
     stream.client.stop_stream()
 
 
-def test_the_server_ends_cleanly(start_triton: Any) -> None:
-    with start_triton(echo=True) as server:
-        assert json.loads(server.ask(BLS, PLAIN).text)["text_output"]
-        server.server.process.terminate()
-        assert server.server.process.wait(timeout=120) == 0
+def test_the_server_ends_cleanly(echo: Any) -> None:
+    """The last test of this server."""
+    assert echo.ask(BLS, PLAIN).json()["text_output"]
+    echo.server.process.terminate()
+    assert echo.server.process.wait(timeout=120) == 0

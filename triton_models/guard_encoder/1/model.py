@@ -1,4 +1,7 @@
-"""guard_encoder: scores a batch of requests and judges each."""
+"""guard_encoder: scores a batch of requests and judges each.
+
+With torch in this process, or with the graph of the model that ONNX_MODEL names.
+"""
 
 import json
 
@@ -6,21 +9,27 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from vauban.detectors.encoder import Encoder
+from vauban.detectors.onnx import GraphElsewhere
 from vauban.errors import RequestError
-from vauban.hosts.triton.bls import Wire
+from vauban.hosts.triton.bls import GraphModel, Wire
 from vauban.hosts.triton.encoder import VERDICT, GuardEncoder
 from vauban.hosts.triton.front import WINDOWS
 from vauban.hosts.triton.metrics import TritonMetrics
 from vauban.hosts.triton.seal import Seal, server_secret
-from vauban.hosts.triton.settings import policy_of
+from vauban.hosts.triton.settings import policy_of, texts_of
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        policy = policy_of(json.loads(args["model_config"]))
+        config = json.loads(args["model_config"])
+        policy = policy_of(config)
         wanted = policy.encoder.device
         device = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        encoder = Encoder.load(policy.encoder, device)
+        elsewhere = None
+        if graph := texts_of(config).get("ONNX_MODEL"):
+            device = "cpu"
+            elsewhere = GraphElsewhere(policy.encoder, GraphModel(pb_utils, graph))
+        encoder = Encoder.load(policy.encoder, device, elsewhere)
         metrics = TritonMetrics(pb_utils)
         self._judge = GuardEncoder(policy, encoder.encode, Seal(server_secret()), metrics.observe)
         self._wire = Wire(pb_utils)

@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from vauban.errors import RequestError, VaubanError
+from vauban.errors import RequestError, ScreeningFailed, VaubanError
 from vauban.hosts.triton.answers import error_of
 from vauban.hosts.triton.callers import HEADERS
 from vauban.hosts.triton.output import Answer, Job
-from vauban.hosts.triton.render import STEPS
+from vauban.hosts.triton.render import GRAPH_INPUT, GRAPH_OUTPUTS, STEPS
 from vauban.hosts.triton.requests import OUTPUTS, read_parameters
 
 logger = logging.getLogger(__name__)
@@ -147,6 +147,28 @@ class TritonCalls:
                 parameters={CANCEL: name},
             )
             list(await request.async_exec(decoupled=True))
+
+
+class GraphModel:
+    """The encoder's graph in another model of the server. See `detectors.onnx.Run`."""
+
+    def __init__(self, utils: Any, model: str) -> None:
+        self._utils = utils
+        self._model = model
+
+    def __call__(self, ids: Any) -> tuple[Any, Any]:
+        """:raises ScreeningFailed: the model answered with an error."""
+        request = self._utils.InferenceRequest(
+            model_name=self._model,
+            requested_output_names=list(GRAPH_OUTPUTS),
+            inputs=[self._utils.Tensor(GRAPH_INPUT, ids)],
+        )
+        response = request.exec()
+        if response.has_error():
+            raise ScreeningFailed("the encoder's graph answered with an error")
+        found = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+        scores, embeddings = (found[name] for name in GRAPH_OUTPUTS)
+        return scores, embeddings
 
 
 def _array(value: Any) -> Any:

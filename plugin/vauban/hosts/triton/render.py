@@ -64,6 +64,7 @@ STEPS: Final[Mapping[str, Step]] = {
         (("verdict", _TEXT),),
         ("normalize", "encoder", "injection", "answer", "audit"),
         batched=True,
+        settings=("ONNX_MODEL",),
     ),
     "guard_llm": Step(
         (("prompt", _TEXT),), (("answer", _TEXT),), decoupled=True, settings=("LLM_BACKEND",)
@@ -87,6 +88,9 @@ STEPS: Final[Mapping[str, Step]] = {
     ),
 }  # fmt: skip
 ENSEMBLE: Final = "guarded_llm"
+GRAPH: Final = "guard_encoder_onnx"
+GRAPH_INPUT: Final = "ids"
+GRAPH_OUTPUTS: Final = ("scores", "embeddings")
 
 
 def source() -> Path:
@@ -109,12 +113,14 @@ class LlmBackend(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Llm:
+class Models:
     """`model`: its directory. `max_model_len`: its context in tokens, 0 = not known here."""
 
     model: str = ""
     max_model_len: int = 0
     backend: LlmBackend = LlmBackend.PYTHON
+    onnx: bool = False
+    """Whether `guard_encoder` has its graph run by Triton's ONNX Runtime backend."""
 
     @property
     def settings(self) -> dict[str, str]:
@@ -122,10 +128,11 @@ class Llm:
             "MODEL": self.model,
             "MAX_MODEL_LEN": str(self.max_model_len),
             "LLM_BACKEND": self.backend.value,
+            "ONNX_MODEL": GRAPH if self.onnx else "",
         }
 
 
-def render(out: Path, policy: Policy, llm: Llm) -> None:
+def render(out: Path, policy: Policy, models: Models) -> None:
     """Write the repository. A model's other files in `out` are left alone.
 
     :raises ConfigError: `out` can't be written.
@@ -137,9 +144,11 @@ def render(out: Path, policy: Policy, llm: Llm) -> None:
             version.mkdir(parents=True, exist_ok=True)
             if (code / name / "1").resolve() != version.resolve():
                 shutil.copy(code / name / "1" / "model.py", version / "model.py")
-            (out / name / "config.pbtxt").write_text(config_of(name, policy, llm))
-        if llm.backend is LlmBackend.VLLM:
-            _write_vllm(out / "llm", policy, llm)
+            (out / name / "config.pbtxt").write_text(config_of(name, policy, models))
+        if models.onnx:
+            _write_graph(out / GRAPH, policy)
+        if models.backend is LlmBackend.VLLM:
+            _write_vllm(out / "llm", policy, models)
         (out / ENSEMBLE / "1").mkdir(parents=True, exist_ok=True)
         (out / ENSEMBLE / "1" / ".keep").touch()
         (out / ENSEMBLE / "config.pbtxt").write_text(ensemble_config())
@@ -147,12 +156,28 @@ def render(out: Path, policy: Policy, llm: Llm) -> None:
         raise ConfigError(f"{out}: {error.strerror}") from None
 
 
-def _write_vllm(model: Path, policy: Policy, llm: Llm) -> None:
+def _write_graph(model: Path, policy: Policy) -> None:
+    """The encoder for Triton's ONNX Runtime backend. Rows are windows, padded by the caller."""
+    from vauban.detectors.onnx import export  # torch is heavy
+
+    (model / "1").mkdir(parents=True, exist_ok=True)
+    width = export(policy.encoder, model / "1" / "model.onnx")
+    scores, embeddings = GRAPH_OUTPUTS
+    (model / "config.pbtxt").write_text(
+        f"# {GRAPH}: written by `vauban triton render --onnx`.\n"
+        'backend: "onnxruntime"\nmax_batch_size: 0\n'
+        f'input {{ name: "{GRAPH_INPUT}" data_type: TYPE_INT64 dims: [ -1, -1 ] }}\n'
+        f'output {{ name: "{scores}" data_type: TYPE_FP32 dims: [ -1 ] }}\n'
+        f'output {{ name: "{embeddings}" data_type: TYPE_FP32 dims: [ -1, {width} ] }}\n'
+    )
+
+
+def _write_vllm(model: Path, policy: Policy, models: Models) -> None:
     """The LLM for Triton's vLLM backend, which completes inputs and outputs by itself."""
     (model / "1" / "model.py").unlink(missing_ok=True)
-    arguments: dict[str, object] = {"model": llm.model}
-    if llm.max_model_len:
-        arguments["max_model_len"] = llm.max_model_len
+    arguments: dict[str, object] = {"model": models.model}
+    if models.max_model_len:
+        arguments["max_model_len"] = models.max_model_len
     dumped = policy.model_dump(mode="json")
     arguments["additional_config"] = {"vauban": {n: dumped[n] for n in STEPS["llm"].sections}}
     (model / "1" / "model.json").write_text(json.dumps(arguments, indent=2) + "\n")
@@ -162,7 +187,7 @@ def _write_vllm(model: Path, policy: Policy, llm: Llm) -> None:
     )
 
 
-def config_of(name: str, policy: Policy, llm: Llm) -> str:
+def config_of(name: str, policy: Policy, models: Models) -> str:
     """The `config.pbtxt` of one model."""
     step = STEPS[name]
     lines = [
@@ -185,7 +210,7 @@ def config_of(name: str, policy: Policy, llm: Llm) -> str:
             "}",
         ]
     lines.append("instance_group [{ kind: KIND_CPU count: 1 }]")
-    values = {key: llm.settings[key] for key in step.settings}
+    values = {key: models.settings[key] for key in step.settings}
     values |= {
         path: value
         for path, value in parameters_of(policy).items()
