@@ -14,7 +14,15 @@ import sys
 from benchmarks.provenance import load
 from rich.console import Console
 
-from benchmarks import cobatch, encoder_latency, front_overhead, gpu_cobatch, memory, vs_proxy
+from benchmarks import (
+    cobatch,
+    encoder_latency,
+    front_overhead,
+    gpu_cobatch,
+    memory,
+    triton_latency,
+    vs_proxy,
+)
 
 BENCHMARKS = {
     "front_overhead": front_overhead.main,
@@ -22,6 +30,7 @@ BENCHMARKS = {
     "cobatch": cobatch.main,
     "vs_proxy": vs_proxy.main,
     "memory": memory.main,
+    "triton_latency": triton_latency.main,
     "gpu_cobatch": gpu_cobatch.main,
 }
 BUSY = 0.5

@@ -89,7 +89,7 @@ def serve(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: process.terminate())
         code = process.wait()
-    raise typer.Exit(code)
+    raise typer.Exit(code if code >= 0 else 128 - code)
 
 
 def standin(directory: Path) -> Models:
