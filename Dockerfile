@@ -32,7 +32,7 @@ FROM ${VLLM_IMAGE} AS vllm
 COPY --from=wheel /wheels /wheels
 RUN pip install --no-cache-dir /wheels/*.whl && rm -rf /wheels \
     && useradd --system --create-home --uid 10001 vauban
-USER vauban
+USER 10001
 EXPOSE 8000
 HEALTHCHECK --start-period=10m CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=5)"]
 ENTRYPOINT ["vauban", "serve"]
@@ -42,7 +42,7 @@ COPY --from=wheel /wheels /wheels
 RUN pip install --no-cache-dir /wheels/*.whl && rm -rf /wheels \
     && useradd --system --create-home --uid 10001 vauban \
     && install -d -o vauban /models
-USER vauban
+USER 10001
 EXPOSE 8000 8001 8002
 HEALTHCHECK --start-period=10m CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=5)"]
 # `vauban triton render --out /models --llm vllm --model MODEL` first, or mount a repository.
@@ -62,7 +62,7 @@ RUN python -m venv /opt/vauban \
     && pip uninstall --yes uv && rm -rf /wheels /tmp/uv-overrides.txt /root/.cache \
     && useradd --system --create-home --uid 10001 vauban
 ENV PATH=/opt/vauban/bin:$PATH
-USER vauban
+USER 10001
 WORKDIR /home/vauban
 EXPOSE 8000 8001 8002
 HEALTHCHECK --start-period=10m CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=5)"]
