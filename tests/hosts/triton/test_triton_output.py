@@ -72,6 +72,23 @@ def test_an_answer_comes_out_with_its_own_verdict_only(
             output(other, answer)
 
 
+def test_an_answer_may_take_longer_than_a_prompt_may_wait() -> None:
+    now = [1000.0]
+    seal = Seal(SECRET, lambda: now[0])
+    job = Jobs(seal, Sealer(SECRET)).open(
+        seal.close(
+            "prompt",
+            Bundle(
+                "t", {"text": "a", "sampling": {}, "stream": False, "repeat": "", "options": []}
+            ),
+        )
+    )
+    judged = verdict(seal, job.ticket)
+    now[0] += 3600
+    answer = Jobs(seal, Sealer(SECRET)).close(job, {"text_output": ["done"]})
+    assert GuardOutput(AnswerPolicy(), seal)(judged, answer) == {"text_output": ["done"]}
+
+
 def test_a_blocked_answer_is_replaced(make_input: MakeInput, seal: Seal, jobs: Jobs) -> None:
     output = GuardOutput(AnswerPolicy(refusal="No."), seal)
     job = jobs.open(make_input()(completion("hello "), "")[0])

@@ -17,11 +17,11 @@ from vauban.hosts.triton.settings import policy_of, texts_of
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
-        texts = texts_of(config)
+        policy, texts = policy_of(config), texts_of(config)
         if not texts.get("MODEL"):
             raise ConfigError("MODEL must name the served model's directory")
         served = ServedModel(Path(texts["MODEL"]), int(texts.get("MAX_MODEL_LEN") or 0))
-        self._read = GuardInput(policy_of(config), served, Seal(server_secret()), ENSEMBLE)
+        self._read = GuardInput(policy, served, Seal(server_secret()), ENSEMBLE)
         self._wire = Wire(pb_utils)
 
     def execute(self, requests):

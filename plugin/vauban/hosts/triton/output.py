@@ -17,6 +17,8 @@ from vauban.mark import RESERVED_KEY, Mark, Order, Sealer, new_nonce
 from vauban.policy import AnswerPolicy
 
 ANSWER: Final = "answer"
+LONGEST_ANSWER_S: Final = 24 * 3600
+"""How long a verdict waits for the answer that it is about."""
 
 Answer = Mapping[str, Sequence[Any]]
 """Outputs of the LLM by name; each has one element per text."""
@@ -135,7 +137,8 @@ class GuardOutput:
 
         :raises MalformedRequest: the two belong to different requests, or are not ours.
         """
-        said, judged = self._seal.open(ANSWER, answer), self._seal.open(VERDICT, verdict)
+        said = self._seal.open(ANSWER, answer)
+        judged = self._seal.open(VERDICT, verdict, LONGEST_ANSWER_S)
         if not secrets.compare_digest(said.ticket, judged.ticket):
             raise MalformedRequest("the verdict is about another request")
         if refusal := self.refusal(judged):

@@ -6,7 +6,7 @@ server's own processes have: a client that calls a step itself gets bytes that o
 opens, and ends where the whole ensemble would have ended.
 
 AES-256-GCM, with the purpose as associated data: one kind of bundle can't be passed for another.
-A bundle is valid for a minute, and a `Once` takes each only one time.
+What has yet to be served is valid for a minute, and a `Once` takes each only one time.
 
 Covers: forged, altered, reused and mixed-up bundles. Does not cover: somebody who can read the
 environment of the server's processes; Triton's shared-memory API, which must not be reachable for
@@ -69,8 +69,11 @@ class Seal:
         text = _LENGTH.pack(len(head)) + head + bundle.data
         return nonce + self._cipher.encrypt(nonce, text, purpose.encode())
 
-    def open(self, purpose: str, sealed: bytes) -> Bundle:
-        """:raises MalformedRequest: not made by this server for this purpose, or too old."""
+    def open(self, purpose: str, sealed: bytes, valid_s: float = VALID_S) -> Bundle:
+        """
+        :param valid_s: how old it may be, in seconds.
+        :raises MalformedRequest: not made by this server for this purpose, or too old.
+        """
         try:
             text = self._cipher.decrypt(
                 sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], purpose.encode()
@@ -82,7 +85,7 @@ class Seal:
         (length,) = _LENGTH.unpack_from(text)
         body = _LENGTH.size + length
         ticket, made, fields = json.loads(text[_LENGTH.size : body])
-        if not 0 <= self._clock() - made + 1 <= VALID_S:
+        if not -1 <= self._clock() - made < valid_s:
             raise MalformedRequest("the step before this one was too long ago")
         return Bundle(ticket, fields, text[body:])
 

@@ -17,10 +17,8 @@ class ServedModel:
     """
 
     def __init__(self, directory: Path, max_model_len: int) -> None:
-        from transformers import AutoTokenizer
-
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            self.tokenizer: Any = _load(directory)
         except (OSError, ValueError) as error:
             raise ConfigError(f"MODEL: no tokenizer in {directory}: {error}") from None
         self.max_model_len = max_model_len
@@ -60,3 +58,13 @@ class ServedModel:
         except REFUSALS:
             raise MalformedRequest("the model's chat template refuses these messages",
                                    param="messages") from None  # fmt: skip
+
+
+def _load(directory: Path) -> Any:
+    if (directory / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    from transformers import AutoTokenizer  # loads torch and takes six times as long
+
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
