@@ -22,6 +22,8 @@ from vauban.errors import (
 from vauban.hosts.triton.callers import BIND_VARIABLE
 from vauban.hosts.triton.front import PROMPT, WINDOWS, GuardInput
 from vauban.hosts.triton.seal import Seal
+from vauban.hosts.triton.served import ServedModel
+from vauban.standin import MAX_MODEL_LEN, make_standin
 from vauban.types import RateLimit
 
 
@@ -145,7 +147,11 @@ def test_options_that_need_a_scope_are_refused_in_sampling_parameters(
 ) -> None:
     key = key_in(keys_file, "completions")
     guard_input = make_input(identity={"keys_file": keys_file})
-    for option in ({"logprobs": 3}, {"structured_outputs": {"regex": "a"}}):
+    for option in (
+        {"logprobs": 3},
+        {"structured_outputs": {"regex": "a"}},
+        {"extra_args": {"kv_transfer_params": {"remote_host": "10.0.0.1"}}},
+    ):
         with pytest.raises(Forbidden):
             guard_input(completion("hi", **option), json.dumps({"x-api-key": key}))
 
@@ -157,6 +163,15 @@ def test_limits_of_requests_and_tokens_hold(make_input: MakeInput, keys_file: Pa
     guard_input(completion("hi", max_tokens=200), parameters)
     with pytest.raises(RateLimited):
         guard_input(completion("hi"), parameters)
+
+
+def test_the_context_is_the_models_own_unless_it_is_set(tmp_path: Path) -> None:
+    directory = make_standin(tmp_path / "standin")
+    assert ServedModel(directory, 0).max_model_len == MAX_MODEL_LEN
+    assert ServedModel(directory, 99).max_model_len == 99
+    (directory / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="MAX_MODEL_LEN"):
+        ServedModel(directory, 0)
 
 
 def test_what_is_too_large_is_refused(make_input: MakeInput) -> None:

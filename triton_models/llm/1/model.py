@@ -88,10 +88,13 @@ class TritonPythonModel:
 
     async def _generate(self, sender, values):
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         stream = bool(values.get("stream", False))
-        params = SamplingParams(**json.loads(values.get("sampling_parameters", b"{}") or b"{}"))
+        options = json.loads(values.get("sampling_parameters", b"{}") or b"{}")
+        if isinstance(options.get("structured_outputs"), dict):
+            options["structured_outputs"] = StructuredOutputsParams(**options["structured_outputs"])
+        params = SamplingParams(**options)
         params.output_kind = RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
         prompt = values["text_input"].decode()
         before = "" if stream or values.get("exclude_input_in_output", False) else prompt

@@ -115,7 +115,10 @@ class GuardInput:
     def _allow(self, principal: Principal, asked: Asked) -> None:
         if not allows(principal.scopes, group=_GROUPS[asked.shape], model=self._name):
             raise Forbidden("the credential does not cover this model or this kind of request")
-        check_fields(asked.data, asked.shape, principal.scopes, self._policy)
+        # vLLM also reads options in there, of those that need a scope.
+        extra = {"sampling_params": asked.sampling.get("extra_args")}
+        for fields in (asked.data, extra):
+            check_fields(fields, asked.shape, principal.scopes, self._policy)
 
     def _prompt(self, asked: Asked) -> dict[str, object]:
         data = asked.data

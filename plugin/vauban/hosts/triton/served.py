@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from vauban.text.template_probe import REFUSALS
 
 class ServedModel:
     """
-    :param directory: a Hugging Face model directory; only its tokenizer is read.
-    :raises ConfigError: there is no usable tokenizer.
+    :param directory: a Hugging Face model directory; only tokenizer and configuration are read.
+    :param max_model_len: context in tokens; 0 = as the configuration says.
+    :raises ConfigError: there is no usable tokenizer, or no context.
     """
 
     def __init__(self, directory: Path, max_model_len: int) -> None:
@@ -21,7 +23,7 @@ class ServedModel:
             self.tokenizer: Any = _load(directory)
         except (OSError, ValueError) as error:
             raise ConfigError(f"MODEL: no tokenizer in {directory}: {error}") from None
-        self.max_model_len = max_model_len
+        self.max_model_len = max_model_len or _context(directory)
         self.has_template = bool(getattr(self.tokenizer, "chat_template", None))
         # The engine puts this in front of every prompt by itself.
         adds = self.tokenizer.encode("", add_special_tokens=True)
@@ -68,3 +70,14 @@ def _load(directory: Path) -> Any:
     from transformers import AutoTokenizer  # loads torch and takes six times as long
 
     return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+
+
+def _context(directory: Path) -> int:
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = {}
+    found = config.get("max_position_embeddings")
+    if not isinstance(found, int) or found < 1:
+        raise ConfigError("MAX_MODEL_LEN must be set: the model's configuration does not say it")
+    return found
