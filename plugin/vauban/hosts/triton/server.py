@@ -17,6 +17,7 @@ import sys
 import sysconfig
 import venv
 from collections.abc import Mapping
+from ctypes.util import find_library
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -63,13 +64,22 @@ def home() -> Path:
 def install() -> Path:
     """Make the server's environment; one that is complete is kept.
 
-    :raises ConfigError: this Python has no numpy 1, or the packages can't be installed.
+    :raises ConfigError: this Python has no numpy 1 or no shared library, or the packages can't be
+        installed.
     """
     if sys.version_info[:2] > _MAX_PYTHON:
         raise ConfigError("the tritonserver on PyPI needs numpy 1, so Python 3.11 or 3.12")
     target = home()
     if (target / "complete").is_file():
         return target
+    library = sysconfig.get_config_var("INSTSONAME") or ""
+    beside = Path(sysconfig.get_config_var("LIBDIR") or "/") / library
+    version = "python{}.{}".format(*sys.version_info)
+    if not (library.startswith("lib") and beside.is_file()) and not find_library(version):
+        raise ConfigError(
+            f"there is no shared library of this Python; on Debian and Ubuntu: apt install"
+            f" lib{version}"
+        )
     shutil.rmtree(target, ignore_errors=True)
     venv.create(target, symlinks=True, with_pip=False)
     python = str(target / "bin" / "python")
