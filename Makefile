@@ -20,7 +20,7 @@ help: ## list these targets
 demo: .venv/installed-cpu-demo ## start a guarded vLLM on the CPU, send it a dozen requests
 	$(BIN)/vauban demo
 
-test: .venv/installed-cpu-dev ## run the tests, with a real vLLM
+test: .venv/installed-cpu-dev .venv/triton/complete ## run the tests, with a real vLLM and a real Triton
 	$(BIN)/pytest
 
 check: .venv/installed-cpu-dev ## lint and types
@@ -39,6 +39,11 @@ clean: ## remove .venv, caches and builds
 .venv/installed-%: $(BIN)/uv pyproject.toml setup/uv-overrides.txt
 	$(BIN)/uv pip install --python $(BIN)/python --overrides setup/uv-overrides.txt $(TORCH) \
 		-e '.[$(subst -,$(comma),$*)]'
+	@touch $@
+
+# A tritonserver in an environment of its own.
+.venv/triton/complete: .venv/installed-cpu-dev
+	$(BIN)/vauban triton install
 	@touch $@
 
 $(BIN)/uv: setup/venv.sh setup/apt-packages.txt

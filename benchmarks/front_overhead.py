@@ -29,10 +29,10 @@ from transformers import AutoTokenizer
 
 from vauban.hosts.vllm.channel import Report, ReportSender, announce_engine
 from vauban.hosts.vllm.front import Front
-from vauban.hosts.vllm.mark import RESERVED_KEY
 from vauban.hosts.vllm.middleware import GuardMiddleware
 from vauban.hosts.vllm.runtime import open_runtime
 from vauban.hosts.vllm.settings import policy_from
+from vauban.mark import RESERVED_KEY
 from vauban.standin import make_standin, prose
 
 CHUNKS = 1000

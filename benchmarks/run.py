@@ -21,6 +21,7 @@ from benchmarks import (
     front_overhead,
     gpu_cobatch,
     memory,
+    triton_latency,
     vs_proxy,
 )
 
@@ -31,6 +32,7 @@ BENCHMARKS = {
     "cobatch": cobatch.main,
     "vs_proxy": vs_proxy.main,
     "memory": memory.main,
+    "triton_latency": triton_latency.main,
     "gpu_cobatch": gpu_cobatch.main,
 }
 BUSY = 0.5

@@ -26,7 +26,10 @@ def test_the_policy_table_is_the_generated_one() -> None:
 
 def test_every_vauban_command_in_it_exists() -> None:
     commands = {m.split()[0] for m in re.findall(r"\bvauban ((?:[a-z]+)(?: [a-z]+)?)", README)}
-    known = {"serve", "keys", "policy", "screen", "train", "evaluate", "demo", "users"}
+    known = {
+        "serve", "keys", "policy", "screen", "train", "evaluate", "demo", "triton", "users",
+        "extraction",
+    }  # fmt: skip
     assert known <= commands
     for command in known:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from vauban import __version__
-from vauban.commands import evaluate, extraction, keys, policy, train, users
+from vauban.commands import evaluate, extraction, keys, policy, train, triton, users
 from vauban.errors import VaubanError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.add_typer(extraction.app, name="extraction")
 app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
 app.add_typer(train.app, name="train")
+app.add_typer(triton.app, name="triton")
 app.add_typer(users.app, name="users")
 
 PolicyFile = Annotated[

@@ -70,6 +70,12 @@ class IdentityPolicy(_Section):
     anonymous_scopes: tuple[str, ...] = _field(
         ("*",), "Scopes of callers when no key is configured (loopback only)."
     )
+    trusted_network: bool = _field(
+        False,
+        "Triton only: nothing but the operator's gateway reaches the server, so the caller is who"
+        " the parameter `x-vauban-principal` or the tensor `principal` says. A request that says"
+        " nothing is refused.",
+    )
     requests_per_min: int | None = _field(
         None,
         "Default ceiling per principal; a key's own ceiling wins.",

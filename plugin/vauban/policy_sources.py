@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -90,6 +90,28 @@ def load_policy(
     layers.append(("environment", _read_environment(environ)))
     layers.append(("server flag", flags or {}))
 
+    return _checked(layers)
+
+
+def policy_from_fields(fields: Mapping[str, Any], source: str) -> Policy:
+    """A policy from one source alone, for a host that keeps all of it in one place.
+
+    :param fields: nested by section.
+    :param source: what errors call it.
+    :raises PolicyError: naming every wrong field and what is allowed.
+    """
+    return _checked([(source, fields)]).policy
+
+
+def parse_value(text: str) -> Any:
+    """A value written as in the YAML file; text that is no YAML stands for itself."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError:
+        return text
+
+
+def _checked(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> LoadedPolicy:
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for source, layer in layers:
@@ -149,10 +171,7 @@ def _read_environment(environ: Mapping[str, str]) -> Mapping[str, Any]:
         if not variable.startswith(ENV_PREFIX) or ENV_DELIMITER not in variable:
             continue
         *parents, leaf = variable[len(ENV_PREFIX) :].lower().split(ENV_DELIMITER)
-        try:
-            value = yaml.load(environ[variable], _Loader)  # noqa: S506 - a SafeLoader
-        except yaml.YAMLError:
-            value = environ[variable]
+        value = parse_value(environ[variable])
         node = found
         for parent in parents:
             node = node.setdefault(parent, {})

@@ -43,7 +43,7 @@ class Encoded:
     windows: int
 
 
-class _Scorer(Protocol):
+class Scorer(Protocol):
     """[windows, tokens] int64 and a mask (None: no padding) -> scores [windows], embeddings."""
 
     pad_id: int
@@ -84,7 +84,7 @@ class Encoder:
 
     def __init__(
         self,
-        scorers: Sequence[_Scorer],
+        scorers: Sequence[Scorer],
         tokenizer: WindowTokenizer,
         *,
         flag_at: float,
@@ -101,16 +101,23 @@ class Encoder:
         self._pad_to = CUDA_PAD_TO if device.type == "cuda" else 1
 
     @classmethod
-    def load(cls, policy: EncoderPolicy, device: torch.device | str) -> Encoder:
-        """:raises WeightsError: any file of the encoder or of a classifier is not right."""
+    def load(
+        cls, policy: EncoderPolicy, device: torch.device | str, main: Scorer | None = None
+    ) -> Encoder:
+        """
+        :param main: stands in the place of the checkpoint's own model.
+        :raises WeightsError: any file of the encoder or of a classifier is not right.
+        """
         device = torch.device(device)
         directory = policy.weights or checkpoint.shipped()
         config = checkpoint.read_config(directory)
-        tensors = checkpoint.read_tensors(directory, config)
-        model = EncoderModel.build(config.architecture, tensors)
-        dtype = torch.float32 if device.type == "cpu" else torch.float16
-        model = model.to(device=device, dtype=dtype).requires_grad_(requires_grad=False)
-        scorers: list[_Scorer] = [_Calibrated(model, config.calibration, config.window.max_tokens)]
+        if main is None:
+            tensors = checkpoint.read_tensors(directory, config)
+            model = EncoderModel.build(config.architecture, tensors)
+            dtype = torch.float32 if device.type == "cpu" else torch.float16
+            model = model.to(device=device, dtype=dtype).requires_grad_(requires_grad=False)
+            main = _Calibrated(model, config.calibration, config.window.max_tokens)
+        scorers: list[Scorer] = [main]
         if policy.classifiers:
             from vauban.detectors.hf_classifier import HfClassifier  # transformers is heavy
 
@@ -156,7 +163,7 @@ class Encoder:
 
         return finish
 
-    def _forward(self, scorer: _Scorer, requests: Sequence[Sequence[Ids]]) -> _Pending:
+    def _forward(self, scorer: Scorer, requests: Sequence[Sequence[Ids]]) -> _Pending:
         unique: dict[bytes, Ids] = {}
         keys = [[ids.tobytes() for ids in windows] for windows in requests]
         for names, windows in zip(keys, requests, strict=True):
@@ -212,7 +219,7 @@ def _micro_batches(
         yield start, len(lengths)
 
 
-def _pad(windows: Sequence[Ids], scorer: _Scorer, longest: int) -> tuple[Tensor, Tensor | None]:
+def _pad(windows: Sequence[Ids], scorer: Scorer, longest: int) -> tuple[Tensor, Tensor | None]:
     """int64 [windows, longest] and its bool mask; no mask when all are that long."""
     lengths = np.array([len(ids) for ids in windows])
     ids = np.full((len(windows), longest), scorer.pad_id, np.int64)

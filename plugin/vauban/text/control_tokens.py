@@ -16,6 +16,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 from itertools import chain
+from typing import Any
 
 import regex
 
@@ -34,6 +35,7 @@ ENCODER_TOKENS = HTML_TOKENS | {
 }  # fmt: skip
 _GENERIC = r"<\|[\w./:+▁-]{1,64}\|>"
 _GENERIC_MAX_CHARS = 68
+_BRACKETED_NAME = regex.compile(r"[<\[{(｜][^\s]*[>\])}｜]")
 
 # Blocks whose characters NFKC folds to one ASCII character.
 _COMPATIBILITY_BLOCKS = (
@@ -93,3 +95,11 @@ class ControlTokens:
         if not any(char in folded for char in self._last_chars):
             return []
         return [match.end() - 1 for match in self._pattern.finditer(folded)]
+
+
+def special_tokens(tokenizer: Any) -> list[str]:
+    """The served tokenizer's special tokens, as text."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    # Also those not flagged as special: templates use `<tool_response>` and the like just so.
+    control = {str(token) for token in added.values() if _BRACKETED_NAME.fullmatch(str(token))}
+    return sorted(control | set(getattr(tokenizer, "all_special_tokens", [])))

@@ -19,11 +19,11 @@ from vauban.access.ledger import Ledger
 from vauban.detectors.encoder import Encoded
 from vauban.guard import Guard, encode_each
 from vauban.hosts.vllm.channel import Report, ReportReceiver, ReportSender
-from vauban.hosts.vllm.framing import Framer
 from vauban.hosts.vllm.front import Front
-from vauban.hosts.vllm.mark import RESERVED_KEY, Sealer
 from vauban.hosts.vllm.middleware import GuardMiddleware
 from vauban.hosts.vllm.stored import ResponseIds
+from vauban.mark import RESERVED_KEY, Sealer
+from vauban.protocol.framing import Framer
 from vauban.screening import ScreenQueue
 from vauban.telemetry import Metrics
 from vauban.text.sandwich import Sandwich

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from vauban import errors
 from vauban.errors import RateLimited, RequestError
 from vauban.hosts.vllm.answers import Answer, blocked_answer, error_answer, refusal_answer
-from vauban.hosts.vllm.routes import Shape
+from vauban.protocol.shapes import Shape
 from vauban.types import Reason
 
 TEXT = 'No, "thank" you.\nReally é.'

@@ -20,7 +20,7 @@ from vauban.hosts.vllm.channel import (
     announce_engine,
     announced_engines,
 )
-from vauban.hosts.vllm.mark import Sealer, new_nonce
+from vauban.mark import Sealer, new_nonce
 from vauban.types import Reason
 
 WAIT_S = 10

@@ -18,8 +18,8 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, 
 
 from vauban.hosts.vllm import engine
 from vauban.hosts.vllm.engine import GuardLogitsProcessor
-from vauban.hosts.vllm.mark import RESERVED_KEY
 from vauban.hosts.vllm.screener import Decision
+from vauban.mark import RESERVED_KEY
 
 VETO_TOKEN = 3
 VOCABULARY = 11

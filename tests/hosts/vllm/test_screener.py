@@ -15,8 +15,8 @@ from vauban.detectors.windows import Windows
 from vauban.guard import Guard
 from vauban.hosts.vllm import screener as module
 from vauban.hosts.vllm.channel import Report
-from vauban.hosts.vllm.mark import Mark, Order, Sealer, new_nonce
 from vauban.hosts.vllm.screener import StepScreener
+from vauban.mark import Mark, Order, Sealer, new_nonce
 from vauban.screening import Screened, ScreenQueue
 from vauban.types import Origin, Reason, Segment
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from vauban.access.keyfile import add_key
 from vauban.errors import NotFound
-from vauban.hosts.vllm.mark import Sealer
 from vauban.hosts.vllm.stored import ResponseIds
+from vauban.mark import Sealer
 from vauban.types import Principal, PrincipalKind, RateLimit
 
 ALICE = Principal("key:alice", PrincipalKind.KEY)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vauban.errors import RequestError
-from vauban.hosts.vllm.routes import Shape
+from vauban.protocol.shapes import Shape
 from vauban.types import Reason
 
 CONTENT_FILTER = "content_filter"

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vauban.errors import ConfigError
-from vauban.hosts.vllm.mark import Sealer
+from vauban.mark import Sealer
 from vauban.types import Evidence, Level, Reason
 
 logger = logging.getLogger(__name__)

@@ -34,8 +34,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 
-from vauban.hosts.vllm.mark import RESERVED_KEY
 from vauban.hosts.vllm.screener import Decision, StepScreener
+from vauban.mark import RESERVED_KEY
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -16,14 +16,15 @@ from vauban.access.standing import Standing
 from vauban.errors import Forbidden, MalformedRequest, RequestTooLarge
 from vauban.guard import Reading
 from vauban.hosts.vllm.answers import Answer, blocked_answer, refusal_answer
-from vauban.hosts.vllm.bodies import Body, parse_body
 from vauban.hosts.vllm.channel import Report
-from vauban.hosts.vllm.features import check_body_features, check_fields, shape_of
 from vauban.hosts.vllm.front import Front
 from vauban.hosts.vllm.gate import Gate
-from vauban.hosts.vllm.mark import RESERVED_KEY
-from vauban.hosts.vllm.routes import Kind, Route, Shape
+from vauban.hosts.vllm.routes import Kind, Route, shape_of
 from vauban.hosts.vllm.treatment import PRIORITY_HEADER, STANDING_HEADER
+from vauban.mark import RESERVED_KEY
+from vauban.protocol.bodies import Body, parse_body
+from vauban.protocol.features import check_body_features, check_fields
+from vauban.protocol.shapes import Shape
 from vauban.telemetry import Decision
 from vauban.types import Caller, Level, Mode, Principal, Reason, Verdict
 

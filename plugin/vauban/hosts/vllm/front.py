@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -19,18 +18,17 @@ from vauban.detectors.windows import Windows
 from vauban.errors import ConfigError, RequestError
 from vauban.guard import Guard, standing_of
 from vauban.hosts.vllm.channel import Report, ReportReceiver, announced_engines
-from vauban.hosts.vllm.framing import Framer
-from vauban.hosts.vllm.mark import Mark, Order, new_nonce
 from vauban.hosts.vllm.routes import Kind, Route, RouteTable
 from vauban.hosts.vllm.runtime import open_runtime
 from vauban.hosts.vllm.settings import policy_from
 from vauban.hosts.vllm.stored import ResponseIds
+from vauban.mark import Mark, Order, new_nonce
 from vauban.policy import Policy
+from vauban.protocol.framing import Framer, make_framer
 from vauban.screening import ScreenQueue, watcher
 from vauban.state.store import open_store, require_shared
 from vauban.telemetry import AuditLog, Decision, process_metrics
-from vauban.text.sandwich import Sandwich
-from vauban.text.template_probe import TemplateCapabilities, probe_template
+from vauban.text.control_tokens import special_tokens
 from vauban.types import Caller, Evidence, Level, Mode, Principal, PrincipalKind, Reason
 
 if TYPE_CHECKING:
@@ -43,7 +41,6 @@ MIN_GUARD_TOKENS = 4_096
 """More than that can't reach the model: overlap, hidden text and coarse scripts included."""
 MAX_FORGIVEN = 10_000
 """Users forgiven since the start whose windows must begin anew."""
-_BRACKETED = re.compile(r"[<\[{(｜][^\s]*[>\]})｜]")
 
 
 class Front:
@@ -96,7 +93,7 @@ class Front:
         if not hasattr(self, "policy"):
             self.configure(state.args)
         self.tokenizer = state.engine_client.renderer.get_tokenizer()
-        self.guard = Guard(self.policy, _special_tokens(self.tokenizer))
+        self.guard = Guard(self.policy, special_tokens(self.tokenizer))
         self.framer = self._make_framer(state)
         self.priority_scheduling = state.vllm_config.scheduler_config.policy == "priority"
         context = state.engine_client.model_config.max_model_len
@@ -303,18 +300,4 @@ class Front:
         has_template = getattr(state.online_renderer, "chat_template", None) or getattr(
             self.tokenizer, "chat_template", None
         )
-        found = probe_template(render, count) if has_template else TemplateCapabilities()
-        inline = TemplateCapabilities(
-            system=found.system, system_overhead_tokens=found.system_overhead_tokens
-        )
-        sandwich = self.policy.sandwich
-        continued = inline if found.late_system else TemplateCapabilities()
-        return Framer(*(Sandwich(sandwich, taken, count) for taken in (found, inline, continued)))
-
-
-def _special_tokens(tokenizer: Any) -> list[str]:
-    """The served tokenizer's special tokens, as text."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    # Also those not flagged as special: templates use `<tool_response>` and the like just so.
-    control = {str(token) for token in added.values() if _BRACKETED.fullmatch(str(token))}
-    return sorted(control | set(getattr(tokenizer, "all_special_tokens", [])))
+        return make_framer(self.policy.sandwich, render if has_template else None, count)

@@ -37,9 +37,10 @@ from vauban.errors import (
 from vauban.hosts.vllm.answers import error_answer
 from vauban.hosts.vllm.exchange import REQUEST_ID_HEADER, Exchange, send_answer
 from vauban.hosts.vllm.front import Front
-from vauban.hosts.vllm.routes import Kind, Route, Shape
+from vauban.hosts.vllm.routes import Kind, Route
 from vauban.hosts.vllm.treatment import refuse, treated
 from vauban.hosts.vllm.users import UsersApi
+from vauban.protocol.shapes import Shape
 from vauban.types import Mode, Principal
 
 Message = MutableMapping[str, Any]

@@ -6,13 +6,16 @@ version brings is noticed and decided on, not served by accident.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from starlette.routing import compile_path
 
 from vauban.access.scopes import ADMIN
 from vauban.policy import RoutesPolicy
+from vauban.protocol.shapes import Shape
 
 
 class Kind(StrEnum):
@@ -26,19 +29,6 @@ class Kind(StrEnum):
     """Takes no text: identity only, or nothing at all."""
     USERS = "users"
     """Answered by the guard itself: how users are treated."""
-
-
-class Shape(StrEnum):
-    """The protocol of a guarded route: where operator text goes and what a refusal looks like."""
-
-    CHAT = "chat"
-    COMPLETION = "completion"
-    RESPONSES = "responses"
-    ANTHROPIC = "anthropic"
-    TOKENS = "tokens"
-    POOLING = "pooling"
-    ANY = "any"
-    """SageMaker's /invocations: the shape is read from the body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,3 +149,12 @@ def known_routes() -> frozenset[tuple[str, str]]:
     """Every (method, path template) that vauban has decided on, open or refused."""
     docs = {("GET", path) for path in _DOCS}
     return frozenset(_TABLE) | REFUSED | docs
+
+
+def shape_of(route: Route, data: Mapping[str, Any]) -> Shape:
+    """The protocol of a request; for /invocations by what the body has, as vLLM decides it."""
+    if route.shape is not Shape.ANY:
+        return route.shape
+    if "messages" in data:
+        return Shape.CHAT
+    return Shape.COMPLETION if "prompt" in data else Shape.POOLING

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vauban.errors import ConfigError
-from vauban.hosts.vllm.mark import Sealer
+from vauban.mark import SECRET_VARIABLE, Sealer
 
-SECRET_VARIABLE = "VAUBAN_SECRET"  # noqa: S105 - the name of the variable, not the secret
 DIRECTORY_VARIABLE = "VAUBAN_RUNTIME_DIR"
 
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from vauban.errors import RequestTooLarge
 from vauban.guard import Guard
-from vauban.hosts.vllm.bodies import NO_CHARACTER
 from vauban.hosts.vllm.channel import Report, ReportSender, announce_engine
-from vauban.hosts.vllm.mark import Mark, Order, Sealer
 from vauban.hosts.vllm.runtime import open_runtime
 from vauban.hosts.vllm.settings import policy_of
+from vauban.mark import Mark, Order, Sealer
+from vauban.protocol.bodies import NO_CHARACTER
 from vauban.screening import Screened, ScreenQueue, watcher
 from vauban.types import Mode, Origin, Reason, Segment, Verdict
 

@@ -17,7 +17,7 @@ import re
 import secrets
 
 from vauban.errors import NotFound
-from vauban.hosts.vllm.mark import Sealer
+from vauban.mark import Sealer
 from vauban.types import Principal
 
 _RANDOM_BYTES = 16

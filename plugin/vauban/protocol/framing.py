@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vauban.errors import MalformedRequest
-from vauban.hosts.vllm.bodies import Body, Leaf
-from vauban.hosts.vllm.routes import Shape
+from vauban.policy import SandwichPolicy
+from vauban.protocol.bodies import Body, Leaf
+from vauban.protocol.shapes import Shape
 from vauban.text.sandwich import Framed, Sandwich
+from vauban.text.template_probe import Render, TemplateCapabilities, probe_template
 from vauban.types import Origin, Segment
 
 _SYSTEM_ROLES = ("system", "developer")
@@ -92,6 +94,22 @@ class Framer:
             others = turns if isinstance(turns, list) else []
             data["input"] = [{"role": "system", "content": content}, *others]
         return framed.added_tokens
+
+
+def make_framer(
+    policy: SandwichPolicy, render: Render | None, count_tokens: Callable[[str], int]
+) -> Framer:
+    """The framer for a served model.
+
+    :param render: its chat template, see `probe_template`; None where it has none.
+    :param count_tokens: tokens of a text under its tokenizer, none added.
+    """
+    found = probe_template(render, count_tokens) if render else TemplateCapabilities()
+    inline = TemplateCapabilities(
+        system=found.system, system_overhead_tokens=found.system_overhead_tokens
+    )
+    continued = inline if found.late_system else TemplateCapabilities()
+    return Framer(*(Sandwich(policy, taken, count_tokens) for taken in (found, inline, continued)))
 
 
 def _frame(sandwich: Sandwich, turns: Sequence[Leaf], *, has_system: bool) -> Framed:

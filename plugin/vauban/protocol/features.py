@@ -7,9 +7,9 @@ from typing import Any
 
 from vauban.access.scopes import ADMIN, SYSTEM_PROMPT, allows
 from vauban.errors import Forbidden, MalformedRequest
-from vauban.hosts.vllm.bodies import Body
-from vauban.hosts.vllm.routes import Route, Shape
 from vauban.policy import Policy
+from vauban.protocol.bodies import Body
+from vauban.protocol.shapes import Shape
 
 _FEATURE_FIELDS: Mapping[str, tuple[str, ...]] = {
     "logprobs": ("logprobs", "top_logprobs", "prompt_logprobs", "logprob_token_ids"),
@@ -28,15 +28,6 @@ _ADMIN_FIELDS = ("kv_transfer_params", "ec_transfer_params", "features")
 _CUT_FIELDS = ("truncate_prompt_tokens", "truncation_side")
 _CLIENT_TOOLS = frozenset({"function", "custom", "namespace"})
 _UNSET: tuple[Any, ...] = (None, False, [], {})
-
-
-def shape_of(route: Route, data: Mapping[str, Any]) -> Shape:
-    """The protocol of a request; for /invocations by what the body has, as vLLM decides it."""
-    if route.shape is not Shape.ANY:
-        return route.shape
-    if "messages" in data:
-        return Shape.CHAT
-    return Shape.COMPLETION if "prompt" in data else Shape.POOLING
 
 
 def check_fields(

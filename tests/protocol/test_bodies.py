@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vauban.errors import MalformedRequest
-from vauban.hosts.vllm.bodies import _NO_TEXT, MAX_DEPTH, ROLES, Body, parse_body
+from vauban.protocol.bodies import _NO_TEXT, MAX_DEPTH, ROLES, Body, parse_body
 from vauban.types import Origin
 
 # Words that can't be mistaken for a plain name or a piece of another one.

@@ -25,6 +25,7 @@ from vauban.detectors.windows import Windows
 from vauban.types import Caller
 
 RESERVED_KEY = "vauban"
+SECRET_VARIABLE = "VAUBAN_SECRET"  # noqa: S105 - the name of the variable, not the secret
 NONCE_BYTES = 16
 
 _VERSION = 2

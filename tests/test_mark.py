@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vauban.detectors.windows import Windows
-from vauban.hosts.vllm.mark import NONCE_BYTES, Mark, Order, Sealer, new_nonce
+from vauban.mark import NONCE_BYTES, Mark, Order, Sealer, new_nonce
 
 SEALER = Sealer(b"k" * 32)
 ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=6)

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from vauban.errors import Forbidden, MalformedRequest
-from vauban.hosts.vllm.bodies import Body
-from vauban.hosts.vllm.features import check_body_features, check_fields, shape_of
-from vauban.hosts.vllm.routes import RouteTable, Shape
+from vauban.hosts.vllm.routes import RouteTable, shape_of
 from vauban.policy import Policy, RoutesPolicy
+from vauban.protocol.bodies import Body
+from vauban.protocol.features import check_body_features, check_fields
+from vauban.protocol.shapes import Shape
 
 PLAIN = frozenset({"chat", "completions"})
 ALL = frozenset({"*"})

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from vauban.hosts.vllm.bodies import Body
-from vauban.hosts.vllm.framing import Framer
-from vauban.hosts.vllm.routes import Shape
 from vauban.policy import SandwichPolicy
+from vauban.protocol.bodies import Body
+from vauban.protocol.framing import Framer
+from vauban.protocol.shapes import Shape
 from vauban.text.sandwich import Sandwich
 from vauban.text.template_probe import TemplateCapabilities
 

@@ -1,0 +1,207 @@
+"""What the guard costs in Triton: the LLM alone, the ensemble, and the branching model.
+
+A real tritonserver with the real CPU vLLM and a stand-in model, closed-loop clients over gRPC
+streams. Per model and number of clients: p50, p95, p99 of the time to the whole answer, and
+requests per second. Beside the LLM alone it tells how much longer the guarded models take with one
+client, and how many requests shared an encoder pass.
+
+`llm` alone is measured with the engine's own screening of unmarked prompts switched off, else it
+would not be alone.
+
+python -m benchmarks.triton_latency [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import queue
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as grpcclient
+from benchmarks.load import MAX_TOKENS, PROMPT_WORDS
+from benchmarks.results import Measure, Result, percentile
+from rich.console import Console
+
+from vauban.commands.local_server import free_port, running
+from vauban.hosts.triton.render import Models, render
+from vauban.hosts.triton.server import Ports, find_server, server_command
+from vauban.policy import Policy
+from vauban.standin import make_standin, prose
+
+CLIENTS = (1, 8, 32, 64)
+MODELS = ("llm", "guarded_llm", "guarded_llm_bls")
+MAX_MODEL_LEN = 2048
+ADDED_TARGET_MS = 3.0
+BATCH_TARGET = 8.0
+POLICY: dict[str, Any] = {
+    "injection": {"block_at": 1.0, "unmarked": "allow"},
+    "audit": {"log": "off"},
+}
+_seeds = itertools.count(1)
+
+
+class Client:
+    """One connection that sends its next request when the last one is answered."""
+
+    def __init__(self, address: str) -> None:
+        self._client = grpcclient.InferenceServerClient(address)
+        self._got: queue.Queue[Any] = queue.Queue()
+        self._client.start_stream(lambda result, error: self._got.put(error or result))
+
+    def ask(self, model: str) -> float:
+        """Milliseconds to the whole answer.
+
+        :raises Exception: Triton's, when the answer is an error.
+        """
+        sampling = json.dumps({"max_tokens": MAX_TOKENS, "temperature": 0, "ignore_eos": True})
+        values = {"text_input": prose(PROMPT_WORDS, next(_seeds)), "sampling_parameters": sampling}
+        inputs = []
+        for name, value in values.items():
+            tensor = grpcclient.InferInput(name, [1], "BYTES")
+            tensor.set_data_from_numpy(np.array([value.encode()], object))
+            inputs.append(tensor)
+        started = time.perf_counter()
+        self._client.async_stream_infer(model, inputs, enable_empty_final_response=True)
+        while True:
+            item = self._got.get(timeout=600)
+            if isinstance(item, Exception):
+                raise item
+            if item.get_response().parameters["triton_final_response"].bool_param:
+                return (time.perf_counter() - started) * 1000
+
+    def close(self) -> None:
+        self._client.stop_stream()
+
+
+def closed_loop(address: str, model: str, clients: int, requests: int) -> tuple[list[float], float]:
+    """Times of all requests in milliseconds, and requests per second."""
+    share = -(-requests // clients)
+
+    def run(client: Client) -> list[float]:
+        return [client.ask(model) for _ in range(share)]
+
+    connections = [Client(address) for _ in range(clients)]
+    started = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        times = [ms for part in pool.map(run, connections) for ms in part]
+    seconds = time.perf_counter() - started
+    for client in connections:
+        client.close()
+    return times, len(times) / seconds
+
+
+class Encoder:
+    """What Triton's statistics say of `guard_encoder`."""
+
+    def __init__(self, address: str) -> None:
+        self._client = grpcclient.InferenceServerClient(address)
+        self._last = (0, 0, 0.0)
+        self.read()
+
+    def read(self) -> tuple[float, float]:
+        """Mean batch, and milliseconds of a pass, since the last reading."""
+        stats = self._client.get_inference_statistics("guard_encoder", as_json=True)
+        found = stats["model_stats"][0]
+        passes = int(found.get("execution_count", 0))
+        requests = int(found.get("inference_count", 0))
+        busy = sum(
+            int(batch["compute_infer"]["ns"]) / 1e6 for batch in found.get("batch_stats", [])
+        )
+        before, self._last = self._last, (requests, passes, busy)
+        new = passes - before[1]
+        return (requests - before[0]) / max(1, new), (busy - before[2]) / max(1, new)
+
+
+def run(address: str, *, repeats: int, per_client: int) -> Iterator[Measure]:
+    encoder = Encoder(address)
+    for model in MODELS:
+        closed_loop(address, model, 8, 16)
+    alone: list[float] = []
+    for clients in CLIENTS:
+        requests = max(24, per_client * clients)
+        found: dict[str, list[tuple[list[float], float]]] = {model: [] for model in MODELS}
+        batches: dict[str, list[tuple[float, float]]] = {model: [] for model in MODELS}
+        for _ in range(repeats):
+            for model in MODELS:
+                encoder.read()
+                found[model].append(closed_loop(address, model, clients, requests))
+                batches[model].append(encoder.read())
+        if clients == 1:
+            alone = [percentile(times, 0.5) for times, _ in found["llm"]]
+        for model in MODELS:
+            yield from _measures(model, clients, found[model], batches[model], alone)
+
+
+def _measures(
+    model: str, clients: int, runs: list[tuple[list[float], float]],
+    batches: list[tuple[float, float]], alone: list[float],
+) -> Iterator[Measure]:  # fmt: skip
+    name = f"{model}, {clients} clients"
+    for share in (0.5, 0.95, 0.99):
+        values = tuple(percentile(times, share) for times, _ in runs)
+        yield Measure(f"p{share * 100:.0f} ({name})", "ms", values)
+    yield Measure(f"throughput ({name})", "requests/s", tuple(rate for _, rate in runs),
+                  lower_is_better=False)  # fmt: skip
+    if model == "llm":
+        return
+    if clients == 1:
+        added = tuple(
+            percentile(times, 0.5) - before - encode_ms
+            for (times, _), before, (_, encode_ms) in zip(runs, alone, batches, strict=True)
+        )
+        yield Measure(f"added p50 beside the encoder's time ({name})", "ms", added,
+                      at_most=ADDED_TARGET_MS)  # fmt: skip
+    yield Measure(
+        f"mean encoder batch ({name})", "requests", tuple(batch for batch, _ in batches),
+        at_least=BATCH_TARGET if clients == CLIENTS[-1] else None, lower_is_better=False,
+    )  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> Result:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_args(argv).quick
+    repeats, per_client = (1, 2) if quick else (5, 6)
+    policy = Policy.model_validate(POLICY)
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        directory = Path(scratch)
+        model = make_standin(directory / "standin")
+        render(directory / "models", policy, Models(str(model), MAX_MODEL_LEN))
+        ports = Ports(free_port(None), free_port(None), free_port(None))
+        command, environ = server_command(
+            find_server(), directory / "models", policy, address="127.0.0.1", ports=ports,
+            environ=os.environ,
+        )  # fmt: skip
+        address = f"127.0.0.1:{ports.grpc}"
+        with running(command, environ, ports.http, directory / "server.log") as server:
+            server.wait_ready(lambda _: _ready(address))
+            measures = list(run(address, repeats=repeats, per_client=per_client))
+    result = Result(
+        "triton_latency",
+        {"clients": CLIENTS, "repeats": repeats, "requests_per_client": per_client,
+         "prompt_words": PROMPT_WORDS, "max_tokens": MAX_TOKENS},
+        POLICY, measures,
+    )  # fmt: skip
+    result.show(Console(width=130))
+    result.write(suffix="-quick" if quick else "")
+    return result
+
+
+def _ready(address: str) -> bool:
+    try:
+        return bool(grpcclient.InferenceServerClient(address).is_server_ready(client_timeout=5))
+    except grpcclient.InferenceServerException:
+        return False
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""What a client of Triton gets when a request is not served. The one table of this host."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from vauban.errors import RequestError
+from vauban.types import Reason
+
+
+class Code(StrEnum):
+    """Names in Triton's `TritonError`; HTTP status in the comment."""
+
+    INVALID_ARG = "INVALID_ARG"  # 400
+    NOT_FOUND = "NOT_FOUND"  # 404
+    UNAVAILABLE = "UNAVAILABLE"  # 503
+    INTERNAL = "INTERNAL"  # 500
+
+
+_CODES = {
+    400: Code.INVALID_ARG,
+    401: Code.INVALID_ARG,  # Triton has no code for either of these two
+    403: Code.INVALID_ARG,
+    404: Code.NOT_FOUND,
+    408: Code.UNAVAILABLE,
+    413: Code.INVALID_ARG,
+    429: Code.UNAVAILABLE,
+    503: Code.UNAVAILABLE,
+}
+_BLOCKED = {
+    Reason.PROMPT_INJECTION: "The request was blocked: it reads like a prompt injection.",
+    Reason.UNREAD_TEXT: "The request was blocked: it hides text that could not be read.",
+}
+_NOT_SCREENED = "The request was blocked: it could not be screened."
+
+
+class Blocked(RequestError):
+    """The verdict is to block, and the policy answers that with an error."""
+
+    code = "content_filter"
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(_BLOCKED.get(reason, _NOT_SCREENED))
+        self.reason = reason
+
+
+def error_of(error: RequestError, request_id: str = "") -> tuple[str, Code]:
+    """Message and code for a `TritonError`. The message begins with the reason code in brackets.
+
+    Triton puts the names of the models that an error came through before it.
+    """
+    code = error.reason.value if isinstance(error, Blocked) else error.code
+    named = f" (request {request_id})" if request_id else ""
+    return f"[{code}] {error.message}{named}", _CODES.get(error.status, Code.INTERNAL)

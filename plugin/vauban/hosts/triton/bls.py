@@ -1,0 +1,191 @@
+"""Tensors and calls of Triton's Python backend, behind the guard's own words.
+
+`utils` is always `triton_python_backend_utils`, which only the models' own processes have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import numpy as np
+
+from vauban.errors import RequestError, ScreeningFailed, VaubanError
+from vauban.hosts.triton.answers import error_of
+from vauban.hosts.triton.callers import HEADERS
+from vauban.hosts.triton.output import Answer, Job
+from vauban.hosts.triton.render import GRAPH_INPUT, GRAPH_OUTPUTS, STEPS
+from vauban.hosts.triton.requests import OUTPUTS, read_parameters
+
+logger = logging.getLogger(__name__)
+
+LLM: Final = "llm"
+CANCEL: Final = "vauban_cancel"
+"""Request parameter of the embedded `llm`: ends the request with this id."""
+
+
+class StepFailed(VaubanError):
+    """Another model answered with an error. `error` is Triton's own, given on unchanged."""
+
+    def __init__(self, error: Any) -> None:
+        super().__init__(error.message())
+        self.error = error
+
+
+class Wire:
+    """Makes and reads what the Python backend passes around."""
+
+    def __init__(self, utils: Any) -> None:
+        self._utils = utils
+
+    @staticmethod
+    def values(request: Any) -> dict[str, Any]:
+        """The inputs of a request by name."""
+        return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+
+    def tensors(self, values: Mapping[str, Any], shape: tuple[int, ...] = (-1,)) -> list[Any]:
+        return [self._utils.Tensor(k, _array(v).reshape(shape)) for k, v in values.items()]
+
+    def answer(self, values: Mapping[str, Any], shape: tuple[int, ...] = (-1,)) -> Any:
+        return self._utils.InferenceResponse(self.tensors(values, shape))
+
+    def failure(self, error: RequestError | StepFailed) -> Any:
+        if isinstance(error, StepFailed):
+            return self._utils.InferenceResponse(error=error.error)
+        message, code = error_of(error)
+        found = self._utils.TritonError(message, getattr(self._utils.TritonError, code.value))
+        return self._utils.InferenceResponse(error=found)
+
+    def broken(self, error: Exception) -> Any:
+        """The answer to a fault of ours. Its message may hold text, so only its kind is told."""
+        logger.error("a request failed: %s", type(error).__name__)
+        kind = self._utils.TritonError.INTERNAL
+        found = self._utils.TritonError("[internal_error] the request failed", kind)
+        return self._utils.InferenceResponse(error=found)
+
+    def end(self, sender: Any, response: Any = None) -> None:
+        """Say that nothing more comes."""
+        final = self._utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        if response is None:
+            sender.send(flags=final)
+        else:
+            sender.send(response, flags=final)
+
+
+class TritonCalls:
+    """Calls other models for one request. See `flow.Calls`.
+
+    :param parameters: the request's parameters, JSON; those that say who asks are given on.
+    :param pool: waits for the LLM's responses; one thread per request that streams.
+    :param embedded: `llm` is vauban's own, which understands `CANCEL`.
+    :raises MalformedRequest: a parameter is given twice.
+    """
+
+    def __init__(
+        self, utils: Any, parameters: str | None, pool: ThreadPoolExecutor, *, embedded: bool
+    ) -> None:
+        self._utils = utils
+        self._wire = Wire(utils)
+        found = read_parameters(parameters)
+        self._parameters = {name: found[name] for name in HEADERS if name in found}
+        self._pool = pool
+        self._embedded = embedded
+
+    async def ask(self, model: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """One request, one response; each output has one element."""
+        step = STEPS[model]
+        request = self._utils.InferenceRequest(
+            model_name=model,
+            requested_output_names=[name for name, _ in step.outputs],
+            inputs=self._wire.tensors(inputs, (1, 1) if step.batched else (1,)),
+            parameters=self._parameters if model == "guard_input" else {},
+        )
+        response = await request.async_exec()
+        if response.has_error():
+            raise StepFailed(response.error())
+        return {t.name(): t.as_numpy().reshape(-1)[0] for t in response.output_tensors()}
+
+    async def stream(self, job: Job) -> AsyncGenerator[Answer, None]:
+        """The LLM's responses. Closed early, it tells the LLM to stop."""
+        name = secrets.token_hex(16)
+        wanted = [out for out, flag in OUTPUTS.items() if not flag or job.inputs.get(flag)]
+        request = self._utils.InferenceRequest(
+            model_name=LLM,
+            requested_output_names=wanted,
+            inputs=self._wire.tensors(job.inputs, (1,)),
+            request_id=name,
+        )
+        responses = iter(await request.async_exec(decoupled=True))
+        loop = asyncio.get_running_loop()
+        ended = False
+        try:
+            while (
+                one := await loop.run_in_executor(self._pool, next, responses, None)
+            ) is not None:
+                if one.has_error():
+                    raise StepFailed(one.error())
+                answer = {t.name(): t.as_numpy().reshape(-1) for t in one.output_tensors()}
+                if answer:
+                    yield {key: _plain(value) for key, value in answer.items()}
+            ended = True
+        finally:
+            if not ended:
+                await self._cancel(responses, name)
+
+    async def _cancel(self, responses: Any, name: str) -> None:
+        if hasattr(responses, "cancel"):  # Triton from 25.04 on
+            responses.cancel()
+        elif self._embedded:
+            request = self._utils.InferenceRequest(
+                model_name=LLM,
+                requested_output_names=["text_output"],
+                inputs=self._wire.tensors({"text_input": ""}, (1,)),
+                parameters={CANCEL: name},
+            )
+            list(await request.async_exec(decoupled=True))
+
+
+class GraphModel:
+    """The encoder's graph in another model of the server. See `detectors.onnx.Run`."""
+
+    def __init__(self, utils: Any, model: str) -> None:
+        self._utils = utils
+        self._model = model
+
+    def __call__(self, ids: Any) -> tuple[Any, Any]:
+        """:raises ScreeningFailed: the model answered with an error."""
+        request = self._utils.InferenceRequest(
+            model_name=self._model,
+            requested_output_names=list(GRAPH_OUTPUTS),
+            inputs=[self._utils.Tensor(GRAPH_INPUT, ids)],
+        )
+        response = request.exec()
+        if response.has_error():
+            raise ScreeningFailed("the encoder's graph answered with an error")
+        found = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+        scores, embeddings = (found[name] for name in GRAPH_OUTPUTS)
+        return scores, embeddings
+
+
+def _array(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    if all(isinstance(item, bool) for item in items):
+        return np.array(items, dtype=bool)
+    if all(isinstance(item, int) for item in items):
+        return np.array(items, dtype=np.int32)
+    encoded = [item.encode() if isinstance(item, str) else bytes(item) for item in items]
+    array = np.empty(len(encoded), dtype=object)
+    array[:] = encoded
+    return array
+
+
+def _plain(value: Any) -> list[Any]:
+    """Texts as str, numbers as int."""
+    return [item.decode("utf-8", "replace") if isinstance(item, bytes) else item
+            for item in value.tolist()]  # fmt: skip

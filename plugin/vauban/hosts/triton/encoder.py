@@ -1,0 +1,123 @@
+"""`guard_encoder`: a batch of sealed windows in, sealed verdicts or errors out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from vauban.detectors.windows import Windows
+from vauban.errors import MalformedRequest, RequestError
+from vauban.guard import Guard, encode_each
+from vauban.hosts.triton.answers import Blocked
+from vauban.hosts.triton.front import WINDOWS
+from vauban.hosts.triton.seal import Bundle, Seal
+from vauban.policy import Policy
+from vauban.telemetry import AuditLog, Decision
+from vauban.types import Mode, Reason, Verdict
+
+if TYPE_CHECKING:
+    from vauban.detectors.encoder import Encoded
+
+VERDICT: Final = "verdict"
+ROUTE: Final = "triton"
+
+Encode = Callable[[Sequence[Windows]], "Sequence[Encoded]"]
+
+
+class GuardEncoder:
+    """Judges requests; Triton's dynamic batcher brings them together.
+
+    :param encode: `Encoder.encode`.
+    :param observe: called with every decision, for the host's metrics.
+    """
+
+    def __init__(
+        self, policy: Policy, encode: Encode, seal: Seal, observe: Callable[[Decision], None]
+    ) -> None:
+        self._policy = policy
+        self._digest = policy.digest
+        self._guard = Guard(policy)
+        self._unread_blocks = self._guard.judge(Reason.UNREAD_TEXT).blocked
+        self._encode = encode
+        self._seal = seal
+        self._observe = observe
+        self._audit = AuditLog(policy.audit)
+
+    def __call__(self, batch: Sequence[bytes]) -> list[bytes | RequestError]:
+        """One answer per request, in order: the sealed verdict, or why there is none.
+
+        The verdict says `blocked`, `reason`, `score` in [0, 1] and, beside these, the embedding
+        as float32 bytes (empty when there was no text).
+        """
+        opened = [self._open(sealed) for sealed in batch]
+        waiting = [item for item in opened if not isinstance(item, RequestError)]
+        readable = [w for w in waiting if w[0].fields["complete"] or not self._unread_blocks]
+        started = time.perf_counter()
+        off = self._policy.injection.mode is Mode.OFF
+        outcomes = [] if off else encode_each(self._encode, [w for _, w in readable])
+        encode_ms = (time.perf_counter() - started) * 1000
+        found: dict[str, Encoded | Reason] = {
+            bundle.ticket: outcome
+            for (bundle, _), outcome in zip(readable, outcomes, strict=not off)
+        }
+        answers: list[bytes | RequestError] = []
+        for item in opened:
+            if isinstance(item, RequestError):
+                answers.append(item)
+                continue
+            bundle, windows = item
+            outcome = found.get(bundle.ticket, Reason.OFF if off else Reason.UNREAD_TEXT)
+            answers.append(self._judge(bundle, windows, outcome, len(readable), encode_ms))
+        return answers
+
+    def _open(self, sealed: bytes) -> tuple[Bundle, Windows] | RequestError:
+        try:
+            bundle = self._seal.open(WINDOWS, sealed)
+            return bundle, Windows.from_bytes(bundle.data)
+        except MalformedRequest as error:
+            return error
+
+    def _judge(
+        self, bundle: Bundle, windows: Windows, outcome: Encoded | Reason, batch: int,
+        encode_ms: float,
+    ) -> bytes | RequestError:  # fmt: skip
+        failed = isinstance(outcome, Reason)
+        verdict = self._guard.judge(outcome if isinstance(outcome, Reason) else outcome.score)
+        self._record(bundle, windows, verdict, None if failed else batch, encode_ms)
+        if verdict.blocked and self._policy.answer.blocked == "error":
+            return Blocked(verdict.reason)
+        fields: dict[str, Any] = {
+            "blocked": verdict.blocked, "reason": verdict.reason.value, "score": verdict.score,
+        }  # fmt: skip
+        data = b""
+        if not isinstance(outcome, Reason) and outcome.embedding is not None:
+            data = outcome.embedding.astype(np.float32).tobytes()
+        return self._seal.close(VERDICT, Bundle(bundle.ticket, fields, data))
+
+    def _record(
+        self, bundle: Bundle, windows: Windows, verdict: Verdict, batch: int | None,
+        encode_ms: float,
+    ) -> None:  # fmt: skip
+        context = bundle.fields
+        decision = Decision(
+            request_id=bundle.ticket,
+            principal=context["principal"],
+            route=ROUTE,
+            action=verdict.action.name.lower(),
+            proposed=verdict.proposed.name.lower(),
+            reason=verdict.reason.value,
+            policy=self._digest,
+            score=None if batch is None else verdict.score,
+            chars=context["chars"],
+            segments=context["segments"],
+            tokens=windows.tokens,
+            batch=batch or 0,
+            front_ms=context["front_ms"],
+            encode_ms=encode_ms if batch else 0.0,
+            findings=tuple((name, count) for name, count in context["findings"]),
+        )
+        self._observe(decision)
+        self._audit.decision(decision)

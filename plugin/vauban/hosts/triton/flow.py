@@ -1,0 +1,98 @@
+"""`guarded_llm_bls`: input, verdict, and only then the LLM, streamed.
+
+Knows Triton only through `Calls`, so that one test drives it without a server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import Any, Final, Protocol
+
+from vauban.errors import Overloaded
+from vauban.hosts.triton.encoder import VERDICT
+from vauban.hosts.triton.front import PROMPT, WINDOWS
+from vauban.hosts.triton.output import Answer, GuardOutput, Job, Jobs
+from vauban.hosts.triton.seal import Seal
+from vauban.policy import Policy
+
+POLL_S: Final = 0.1
+"""How often a client that left is noticed while the LLM says nothing."""
+
+
+class Calls(Protocol):
+    """The other models. What they raise goes to the client as it is."""
+
+    async def ask(self, model: str, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """One request, one response."""
+
+    def stream(self, job: Job) -> AsyncGenerator[Answer, None]:
+        """The LLM's responses; closing the iterator ends its work."""
+
+
+class GuardedFlow:
+    """Serves requests, at most `limits.max_in_flight` at once."""
+
+    def __init__(self, policy: Policy, seal: Seal, jobs: Jobs) -> None:
+        self._seal = seal
+        self._jobs = jobs
+        self._output = GuardOutput(policy.answer, seal)
+        self._free = policy.limits.max_in_flight
+
+    async def serve(
+        self,
+        calls: Calls,
+        inputs: Mapping[str, Any],
+        send: Callable[[Answer], Awaitable[None]],
+        left: Callable[[], bool],
+    ) -> None:
+        """
+        :param left: whether the client has gone.
+        :raises RequestError: the request can't be served.
+        """
+        if not self._free:
+            raise Overloaded("too many requests at once")
+        self._free -= 1
+        try:
+            await self._serve(calls, inputs, send, left)
+        finally:
+            self._free += 1
+
+    async def _serve(
+        self,
+        calls: Calls,
+        inputs: Mapping[str, Any],
+        send: Callable[[Answer], Awaitable[None]],
+        left: Callable[[], bool],
+    ) -> None:
+        read = await calls.ask("guard_input", inputs)
+        judged = await calls.ask("guard_encoder", {WINDOWS: read[WINDOWS]})
+        verdict = self._seal.open(VERDICT, judged[VERDICT])
+        if refusal := self._output.refusal(verdict):
+            await send(refusal)
+            return
+        job = self._jobs.open(read[PROMPT])
+        outgoing = self._output.outgoing(job.repeat)
+        stream = calls.stream(job)
+        try:
+            while (part := await _next(stream, left)) is not None:
+                await send(outgoing.part(part))
+            if not left() and (rest := outgoing.end()):
+                await send(rest)
+        finally:
+            await stream.aclose()
+
+
+async def _next(stream: AsyncGenerator[Answer, None], left: Callable[[], bool]) -> Answer | None:
+    """The next part; None at the end, or when the client has left."""
+    waiting = asyncio.ensure_future(anext(stream, None))
+    try:
+        while not left():
+            done, _ = await asyncio.wait({waiting}, timeout=POLL_S)
+            if done:
+                return waiting.result()
+        return None
+    finally:
+        if not waiting.done():
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)

@@ -1,0 +1,123 @@
+"""What travels between the steps is sealed, so that a step called alone gives nothing away.
+
+Triton serves every model of a repository to whoever reaches its port, the inner steps of an
+ensemble included. So what one step makes for the next is encrypted under a secret that only the
+server's own processes have: a client that calls a step itself gets bytes that only the next step
+opens, and ends where the whole ensemble would have ended.
+
+AES-256-GCM, with the purpose as associated data: one kind of bundle can't be passed for another.
+What has yet to be served is valid for a minute, and a `Once` takes each only one time.
+
+Covers: forged, altered, reused and mixed-up bundles. Does not cover: somebody who can read the
+environment of the server's processes; Triton's shared-memory API, which must not be reachable for
+strangers (`vauban triton serve` closes it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import struct
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from vauban.errors import ConfigError, MalformedRequest
+from vauban.mark import SECRET_VARIABLE, Sealer
+
+VALID_S: Final = 60
+MAX_SEEN: Final = 65_536
+_NONCE_BYTES: Final = 12
+_LENGTH: Final = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """`ticket` names the request it belongs to. `fields`: JSON. `data`: bytes beside it."""
+
+    ticket: str
+    fields: Mapping[str, Any]
+    data: bytes = b""
+
+
+class Seal:
+    """Seals and opens bundles.
+
+    :param secret: at least 16 bytes, the same in every process of one server.
+    :param clock: seconds since the epoch.
+    """
+
+    def __init__(self, secret: bytes, clock: Callable[[], float] = time.time) -> None:
+        if len(secret) < 16:
+            raise ValueError("the secret must have at least 16 bytes")
+        self._cipher = AESGCM(hashlib.sha256(b"vauban triton\0" + secret).digest())
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return "Seal(***)"
+
+    def close(self, purpose: str, bundle: Bundle) -> bytes:
+        head = json.dumps([bundle.ticket, self._clock(), dict(bundle.fields)]).encode()
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        text = _LENGTH.pack(len(head)) + head + bundle.data
+        return nonce + self._cipher.encrypt(nonce, text, purpose.encode())
+
+    def open(self, purpose: str, sealed: bytes, valid_s: float = VALID_S) -> Bundle:
+        """
+        :param valid_s: how old it may be, in seconds.
+        :raises MalformedRequest: not made by this server for this purpose, or too old.
+        """
+        try:
+            text = self._cipher.decrypt(
+                sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], purpose.encode()
+            )
+        except (InvalidTag, ValueError):
+            raise MalformedRequest(
+                "this model is a step of guarded_llm and takes only what the step before it made"
+            ) from None
+        (length,) = _LENGTH.unpack_from(text)
+        body = _LENGTH.size + length
+        ticket, made, fields = json.loads(text[_LENGTH.size : body])
+        if not -1 <= self._clock() - made < valid_s:
+            raise MalformedRequest("the step before this one was too long ago")
+        return Bundle(ticket, fields, text[body:])
+
+
+class Once:
+    """Remembers tickets as long as they are valid, at most `MAX_SEEN` of them."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seen: OrderedDict[str, float] = OrderedDict()
+        self._clock = clock
+
+    def take(self, ticket: str) -> None:
+        """:raises MalformedRequest: the ticket was taken before, or too many are open."""
+        now = self._clock()
+        while self._seen and next(iter(self._seen.values())) < now - VALID_S - 1:
+            self._seen.popitem(last=False)
+        if ticket in self._seen or len(self._seen) >= MAX_SEEN:
+            raise MalformedRequest("this step has been taken already")
+        self._seen[ticket] = now
+
+
+def server_secret(environ: Mapping[str, str] = os.environ) -> bytes:
+    """The secret that the processes of this server share.
+
+    :raises ConfigError: there is none.
+    """
+    try:
+        secret = bytes.fromhex(environ.get(SECRET_VARIABLE, ""))
+        Sealer(secret)
+    except ValueError:
+        raise ConfigError(
+            f"{SECRET_VARIABLE} must be in tritonserver's environment, at least 32 hexadecimal"
+            " digits (`openssl rand -hex 32`); `vauban triton serve` makes one"
+        ) from None
+    return secret

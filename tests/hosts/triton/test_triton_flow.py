@@ -1,0 +1,138 @@
+"""guarded_llm_bls: the verdict first, then the LLM; a client that leaves ends its work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+import pytest
+from triton_fakes import SECRET, TRIGGER, Judged, MakeInput, completion
+
+from vauban.errors import Overloaded, RequestError
+from vauban.hosts.triton.answers import Blocked
+from vauban.hosts.triton.encoder import VERDICT
+from vauban.hosts.triton.flow import GuardedFlow
+from vauban.hosts.triton.front import PROMPT, WINDOWS
+from vauban.hosts.triton.output import Answer, Job, Jobs
+from vauban.hosts.triton.seal import Seal
+from vauban.mark import Sealer
+from vauban.policy import Policy
+
+
+class Models:
+    """The other models, in this process. `parts`: how many the LLM says; it waits before each
+    for `go`."""
+
+    def __init__(self, make_input: MakeInput, judged: Judged, parts: int = 3) -> None:
+        self._input = make_input()
+        self._judge = judged.judge
+        self.parts = parts
+        self.jobs: list[Job] = []
+        self.asked = asyncio.Event()
+        self.closed = 0
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def ask(self, model: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        if model == "guard_input":
+            prompt, windows = self._input(inputs, "")
+            return {PROMPT: prompt, WINDOWS: windows}
+        (answer,) = self._judge([inputs[WINDOWS]])
+        if isinstance(answer, RequestError):
+            raise answer
+        return {VERDICT: answer}
+
+    async def stream(self, job: Job) -> AsyncGenerator[Answer, None]:
+        self.jobs.append(job)
+        self.asked.set()
+        try:
+            for number in range(self.parts):
+                await self.go.wait()
+                yield {"text_output": [f"t{number}"]}
+        finally:
+            self.closed += 1
+
+
+class Client:
+    def __init__(self) -> None:
+        self.got: list[str] = []
+        self.gone = False
+
+    async def send(self, answer: Answer) -> None:
+        self.got += answer["text_output"]
+
+    def left(self) -> bool:
+        return self.gone
+
+
+def flow(seal: Seal, **sections: Any) -> GuardedFlow:
+    return GuardedFlow(Policy.model_validate(sections), seal, Jobs(seal, Sealer(SECRET)))
+
+
+@pytest.fixture
+def judged(seal: Seal, fake_encoder: Any) -> Judged:
+    return Judged(seal, fake_encoder.encode)
+
+
+async def test_an_allowed_request_is_streamed(
+    make_input: MakeInput, seal: Seal, judged: Judged
+) -> None:
+    models, client = Models(make_input, judged), Client()
+    await flow(seal).serve(models, completion("hello "), client.send, client.left)
+    assert client.got == ["hello t0", "t1", "t2"]
+    assert models.closed == 1
+
+
+async def test_a_blocked_request_never_reaches_the_llm(
+    make_input: MakeInput, seal: Seal, judged: Judged
+) -> None:
+    models, client = Models(make_input, judged), Client()
+    with pytest.raises(Blocked):
+        await flow(seal).serve(models, completion(TRIGGER), client.send, client.left)
+    assert not models.jobs
+    assert not client.got
+
+
+async def test_a_refusal_is_an_answer_without_the_llm(
+    make_input: MakeInput, seal: Seal, fake_encoder: Any
+) -> None:
+    refusing = {"blocked": "refusal", "refusal": "No."}
+    judged = Judged(seal, fake_encoder.encode, answer=refusing)
+    models, client = Models(make_input, judged), Client()
+    guarded = flow(seal, answer=refusing)
+    await guarded.serve(models, completion(TRIGGER), client.send, client.left)
+    assert client.got == ["No."]
+    assert not models.jobs
+
+
+async def test_when_the_client_leaves_the_llm_is_stopped(
+    make_input: MakeInput, seal: Seal, judged: Judged
+) -> None:
+    models, client = Models(make_input, judged), Client()
+    models.go.clear()
+    serving = asyncio.create_task(
+        flow(seal).serve(models, completion("hello"), client.send, client.left)
+    )
+    await asyncio.wait_for(models.asked.wait(), 10)
+    client.gone = True
+    await asyncio.wait_for(serving, 10)
+    assert models.closed == 1
+    assert not client.got
+
+
+async def test_over_the_limit_is_an_answer_and_the_place_is_given_back(
+    make_input: MakeInput, seal: Seal, judged: Judged
+) -> None:
+    models, client = Models(make_input, judged), Client()
+    guarded = flow(seal, limits={"max_in_flight": 1})
+    models.go.clear()
+    first = asyncio.create_task(
+        guarded.serve(models, completion("hello"), client.send, client.left)
+    )
+    await asyncio.wait_for(models.asked.wait(), 10)
+    with pytest.raises(Overloaded):
+        await guarded.serve(models, completion("hello"), client.send, client.left)
+    models.go.set()
+    await first
+    await guarded.serve(models, completion("again"), client.send, client.left)

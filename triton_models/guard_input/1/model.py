@@ -1,0 +1,35 @@
+"""guard_input: who asks, what the model gets, what the encoder must see."""
+
+import json
+from pathlib import Path
+
+import triton_python_backend_utils as pb_utils
+
+from vauban.errors import ConfigError, RequestError
+from vauban.hosts.triton.bls import Wire
+from vauban.hosts.triton.front import PROMPT, WINDOWS, GuardInput
+from vauban.hosts.triton.render import ENSEMBLE
+from vauban.hosts.triton.seal import Seal, server_secret
+from vauban.hosts.triton.served import ServedModel
+from vauban.hosts.triton.settings import policy_of, texts_of
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        policy, texts = policy_of(config), texts_of(config)
+        if not texts.get("MODEL"):
+            raise ConfigError("MODEL must name the served model's directory")
+        served = ServedModel(Path(texts["MODEL"]), int(texts.get("MAX_MODEL_LEN") or 0))
+        self._read = GuardInput(policy, served, Seal(server_secret()), ENSEMBLE)
+        self._wire = Wire(pb_utils)
+
+    def execute(self, requests):
+        return [self._one(request) for request in requests]
+
+    def _one(self, request):
+        try:
+            prompt, windows = self._read(self._wire.values(request), request.parameters())
+        except RequestError as error:
+            return self._wire.failure(error)
+        return self._wire.answer({PROMPT: prompt, WINDOWS: windows})

@@ -1,0 +1,48 @@
+"""guarded_llm_bls: the guard first, then the LLM, streamed."""
+
+import asyncio
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import triton_python_backend_utils as pb_utils
+
+from vauban.errors import RequestError
+from vauban.hosts.triton.bls import StepFailed, TritonCalls, Wire
+from vauban.hosts.triton.flow import GuardedFlow
+from vauban.hosts.triton.output import Jobs
+from vauban.hosts.triton.seal import Seal, server_secret
+from vauban.hosts.triton.settings import policy_of, texts_of
+from vauban.mark import Sealer
+
+MAX_THREADS = 256
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        self._embedded = texts_of(config).get("LLM_BACKEND", "python") == "python"
+        secret = server_secret()
+        seal = Seal(secret)
+        self._flow = GuardedFlow(policy_of(config), seal, Jobs(seal, Sealer(secret)))
+        self._pool = ThreadPoolExecutor(MAX_THREADS, "guarded_llm_bls")
+        self._wire = Wire(pb_utils)
+
+    async def execute(self, requests):
+        await asyncio.gather(*(self._one(request) for request in requests))
+
+    async def _one(self, request):
+        sender = request.get_response_sender()
+
+        async def send(answer):
+            sender.send(self._wire.answer(answer))
+
+        try:
+            calls = TritonCalls(pb_utils, request.parameters(), self._pool, embedded=self._embedded)
+            inputs = self._wire.values(request)
+            await self._flow.serve(calls, inputs, send, sender.is_cancelled)
+        except (RequestError, StepFailed) as error:
+            self._wire.end(sender, self._wire.failure(error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing may wait for ever
+            self._wire.end(sender, self._wire.broken(error))
+        else:
+            self._wire.end(sender)

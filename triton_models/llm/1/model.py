@@ -1,0 +1,115 @@
+"""llm: vLLM's AsyncLLM behind the inputs and outputs of Triton's own vLLM backend.
+
+For machines without that backend, the CPU ones above all. The engine is the real one; vauban's
+engine half is in it, as in every vLLM beside which vauban is installed.
+"""
+
+import asyncio
+import json
+import os
+import threading
+import uuid
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from vauban.hosts.triton.bls import CANCEL, Wire
+from vauban.hosts.triton.requests import read_parameters
+from vauban.hosts.triton.settings import policy_of, texts_of
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        self._config = json.loads(args["model_config"])
+        self._wire = Wire(pb_utils)
+        self._running = {}
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="llm", daemon=True).start()
+        self._engine = self._run(self._start()).result()
+
+    async def _start(self):
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        texts = texts_of(self._config)
+        length = int(texts.get("MAX_MODEL_LEN") or 0)
+        arguments = AsyncEngineArgs(
+            model=texts["MODEL"],
+            max_model_len=length or None,
+            dtype="float32",
+            enforce_eager=True,
+            additional_config={"vauban": policy_of(self._config).model_dump(mode="json")},
+        )
+        return AsyncLLM.from_engine_args(arguments)
+
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            if ended := read_parameters(request.parameters()).get(CANCEL):
+                self._loop.call_soon_threadsafe(self._cancel, ended)
+                self._wire.end(sender)
+                continue
+            values = {k: v.reshape(-1)[0] for k, v in self._wire.values(request).items()}
+            self._run(self._serve(sender, values, request.request_id()))
+
+    def finalize(self):
+        self._loop.call_soon_threadsafe(self._engine.shutdown)
+
+    def _run(self, work):
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _cancel(self, name):
+        if task := self._running.get(name):
+            task.cancel()
+
+    async def _serve(self, sender, values, name):
+        self._running[name] = asyncio.current_task()
+        try:
+            await self._generate(sender, values)
+        except asyncio.CancelledError:
+            self._wire.end(sender)
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing may wait for ever
+            self._fail(sender, error)
+        else:
+            self._wire.end(sender)
+        finally:
+            self._running.pop(name, None)
+
+    def _fail(self, sender, error):
+        kind = (
+            pb_utils.TritonError.INVALID_ARG
+            if isinstance(error, (ValueError, TypeError))
+            else (pb_utils.TritonError.INTERNAL)
+        )
+        found = pb_utils.TritonError(f"{type(error).__name__}: {error}", kind)
+        self._wire.end(sender, pb_utils.InferenceResponse(error=found))
+
+    async def _generate(self, sender, values):
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        stream = bool(values.get("stream", False))
+        options = json.loads(values.get("sampling_parameters", b"{}") or b"{}")
+        if isinstance(options.get("structured_outputs"), dict):
+            options["structured_outputs"] = StructuredOutputsParams(**options["structured_outputs"])
+        params = SamplingParams(**options)
+        params.output_kind = RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
+        prompt = values["text_input"].decode()
+        before = "" if stream or values.get("exclude_input_in_output", False) else prompt
+        async for output in self._engine.generate(prompt, params, str(uuid.uuid4())):
+            if sender.is_cancelled():
+                return
+            sender.send(self._wire.answer(self._answer(output, values, before)))
+
+    @staticmethod
+    def _answer(output, values, before):
+        found = {"text_output": [before + one.text for one in output.outputs]}
+        if values.get("return_finish_reason", False):
+            found["finish_reason"] = [str(one.finish_reason) for one in output.outputs]
+        if values.get("return_num_input_tokens", False):
+            found["num_input_tokens"] = np.array([len(output.prompt_token_ids)], np.int32)
+        if values.get("return_num_output_tokens", False):
+            found["num_output_tokens"] = [len(one.token_ids) for one in output.outputs]
+        return found
