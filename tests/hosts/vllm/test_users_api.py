@@ -262,6 +262,21 @@ async def test_a_lost_store_is_answered_as_policy_says(
     assert (await site.admin("GET", USERS)).status == 200
 
 
+async def test_monitor_refuses_nobody_for_a_lost_store(
+    make_server: MakeServer, tmp_path: Path, lose: Callable[[Site], None]
+) -> None:
+    site = Site(make_server, tmp_path, response={"mode": "monitor"})
+    lose(site)
+    assert (await site.chat("user")).status == 200
+
+
+async def test_counting_tokens_has_no_priority(site: Site) -> None:
+    site.server.front.priority_scheduling = True
+    site.put("user", Level.SLOWED)
+    assert (await site.chat("user", "/tokenize", {"prompt": "x"})).status == 200
+    assert "priority" not in site.server.engine.bodies[0]
+
+
 # -- the operator's routes ----------------------------------------------------------------------
 
 
@@ -339,6 +354,11 @@ async def test_a_misspelt_id_is_not_banned_with_success(site: Site, name: str) -
     assert answer.status == 404
     assert name.encode() not in answer.body or len(name) < 5
     assert site.ledger.users() == []
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "POST"])
+async def test_no_id_is_nobody(site: Site, method: str) -> None:
+    assert (await site.admin(method, f"{USERS}/")).status == 404
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,8 @@ class Front:
             return Standing(principal.id)
         if route.kind is Kind.USERS:
             return self.ledger.decided(principal.id)
-        if route.kind is Kind.PASSED and not route.stored:
+        watching = self.policy.response.mode is Mode.MONITOR
+        if watching or (route.kind is Kind.PASSED and not route.stored):
             return self.ledger.remembered(principal.id)
         return standing_of(self.ledger, principal.id, self.policy.state)
 
