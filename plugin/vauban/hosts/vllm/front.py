@@ -26,7 +26,7 @@ from vauban.hosts.vllm.settings import policy_from
 from vauban.hosts.vllm.stored import ResponseIds
 from vauban.policy import Policy
 from vauban.screening import ScreenQueue
-from vauban.state.store import open_store, require_shared
+from vauban.state.store import Store, open_store, require_shared
 from vauban.telemetry import AuditLog, Decision, process_metrics
 from vauban.text.sandwich import Sandwich
 from vauban.text.template_probe import TemplateCapabilities, probe_template
@@ -56,6 +56,7 @@ class Front:
     routes: RouteTable
     framer: Framer
     response_ids: ResponseIds
+    store: Store
     ledger: Ledger
     place: str
     default_model: str
@@ -211,8 +212,9 @@ class Front:
                 api_servers=getattr(args, "api_server_count", None) or 1,
                 engines=getattr(args, "data_parallel_size", None) or 1,
             )
+        self.store = open_store(policy.state)
         self.ledger = Ledger(
-            open_store(policy.state),
+            self.store,
             policy.state,
             policy.response,
             on_transition=self.record_transition,
