@@ -403,7 +403,9 @@ def test_a_store_that_comes_back_empty_is_filled_again(
     losing.ledger.ban("key:a", by=OPERATOR, reason="r", seconds=1_000)
     losing.ledger.unban("key:b", by=OPERATOR, reason="r")
     own_redis_server.client().flushall()
+    losing.told.clear()
     assert losing.refresh()
+    assert losing.told == []
     assert losing.level("key:a") is Level.BANNED
     again = Server(losing.policy, clock)
     assert again.ledger.explain("key:a") == losing.ledger.explain("key:a")
