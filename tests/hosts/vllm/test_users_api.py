@@ -464,9 +464,9 @@ async def test_audit_and_metrics(site: Site) -> None:
     await site.admin("POST", f"{USERS}/{site.id['user']}/ban", body)
     await site.chat("user")
     first, second = site.events()
-    assert (first["action"], first["before"], first["after"]) == ("observe", "clear", "degraded")
+    assert (first["action"], first["from"], first["to"]) == ("observe", "clear", "degraded")
     assert (first["by"], first["score"], first["queries"]) == ("detector", 0.9, 100)
-    assert (second["action"], second["after"]) == ("ban", "banned")
+    assert (second["action"], second["to"]) == ("ban", "banned")
     assert second["by"] == site.id["operator"]
     assert "remark" not in site.audit.read_text()
     (refused,) = site.events("refused")
