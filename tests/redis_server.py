@@ -15,15 +15,20 @@ _START_S = 20
 
 
 class RedisServer:
-    """:param save: keep every write on disk, as an operator would have it."""
+    """
+    :param options: more of `redis-server`'s own.
+    :param save: keep every write on disk, as an operator would have it.
+    """
 
-    def __init__(self, *, save: bool = False, password: str | None = None) -> None:
+    def __init__(self, *options: str, save: bool = False, password: str | None = None) -> None:
         # Its own short path: a unix socket's may have 107 characters.
         self.directory = Path(tempfile.mkdtemp(prefix="vr-"))
         self.socket = self.directory / "s"
         self.url = f"unix://{self.socket}"
         self._password = password
-        self._options = ["--appendonly", "yes", "--appendfsync", "always"] if save else []
+        self._options = [*options]
+        if save:
+            self._options += ["--appendonly", "yes", "--appendfsync", "always"]
         if password is not None:
             self._options += ["--requirepass", password]
         self._process: subprocess.Popen[bytes] | None = None

@@ -107,7 +107,7 @@ class Metrics:
         self.transitions = Counter(
             "vauban_standing_transitions",
             "Changes of level; by detector, operator or time.",
-            ("before", "after", "by"),
+            ("from", "to", "by"),
             registry=registry,
         )
 
@@ -192,14 +192,15 @@ class AuditLog:
                     "campaign": evidence.campaign,
                 }
             )
+            before, after = transition.before.name.lower(), transition.after.name.lower()
+            steps = {"from": before, "to": after}
             self._log.info(
                 "standing",
                 principal=transition.principal,
                 action=transition.action,
-                before=transition.before.name.lower(),
-                after=transition.after.name.lower(),
                 by=transition.by,
                 until=transition.until,
+                **steps,
                 **known,
             )
 

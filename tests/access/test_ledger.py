@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -402,7 +403,9 @@ def test_a_store_that_comes_back_empty_is_filled_again(
     losing.ledger.ban("key:a", by=OPERATOR, reason="r", seconds=1_000)
     losing.ledger.unban("key:b", by=OPERATOR, reason="r")
     own_redis_server.client().flushall()
+    losing.told.clear()
     assert losing.refresh()
+    assert losing.told == []
     assert losing.level("key:a") is Level.BANNED
     again = Server(losing.policy, clock)
     assert again.ledger.explain("key:a") == losing.ledger.explain("key:a")
@@ -484,6 +487,31 @@ def test_the_background_carries_a_ban_to_the_other_server(
     until(lambda: other.standing("key:b").level is Level.BANNED)
     one.close()
     other.close()
+
+
+def test_everything_at_once(state_policy: Callable[..., StatePolicy]) -> None:
+    """Evidence, an operator and the background, on the same users."""
+    policy = state_policy(refresh_ms=20, timeout_ms=60_000)
+    ledger = Ledger(open_store(policy), policy, RESPONSE)
+    ledger.open()
+
+    def act(n: int) -> None:
+        who = f"key:{n % 3}"
+        ledger.observe(
+            caller(who), evidence([Level.FLAGGED, Level.DEGRADED, Level.SLOWED][n % 7 % 3])
+        )
+        if n % 10 == 0:
+            ledger.ban(who, by=OPERATOR, reason="r", seconds=1_000)
+        assert ledger.standing(who).level >= Level.FLAGGED
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(act, range(120)))
+    for n in range(3):
+        assert ledger.standing(f"key:{n}").level is Level.BANNED
+        found = ledger.explain(f"key:{n}").found
+        assert found is not None
+        assert found.level is Level.DEGRADED
+    ledger.close()
 
 
 def test_closing_writes_what_was_found_last(shared_policy: Callable[..., StatePolicy]) -> None:

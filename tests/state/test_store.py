@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import secrets
+import socket
 import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -489,3 +491,68 @@ def test_bounds_of_one_call(store: Store, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(stores, "MAX_FIELDS_PER_CALL", 3)
     with pytest.raises(ValueError, match="more than 3"):
         store.add_counts([("a", {"1": 1, "2": 1}), ("b", {"1": 1, "2": 1})])
+
+
+def certificate(path: Path, name: str) -> None:
+    """A self-signed certificate for a host name, and its key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (path / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (path / "key.pem").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+
+
+@pytest.mark.parametrize("scheme", ["rediss", "valkeys"])
+def test_tls_checks_who_the_server_is(tmp_path: Path, scheme: str) -> None:
+    certificate(tmp_path, "localhost")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = RedisServer(
+        "--tls-port", str(port), "--tls-cert-file", str(tmp_path / "cert.pem"), "--tls-key-file",
+        str(tmp_path / "key.pem"), "--tls-auth-clients", "no",
+    )  # fmt: skip
+    try:
+        trusted = f"?ssl_ca_certs={tmp_path}/cert.pem"
+        store = open_store(StatePolicy(store=f"{scheme}://localhost:{port}/0{trusted}"))
+        store.open()
+        put(store, "a", b"1")
+        assert everything(store) == {"a": b"1"}
+        store.close()
+        for wrong in (f"localhost:{port}", f"127.0.0.1:{port}/0{trusted}"):
+            with pytest.raises(StateUnavailable):
+                open_store(StatePolicy(store=f"{scheme}://{wrong}")).open()
+    finally:
+        server.remove()
+
+
+def test_a_name_that_is_no_text_stops_nobody(redis_server: RedisServer) -> None:
+    policy = StatePolicy(store=redis_server.url, prefix=secrets.token_hex(4))
+    store = open_store(policy)
+    put(store, "a", b"1")
+    client = redis_server.client()
+    client.hset(f"{policy.prefix}:standings", b"\xff", b"1")
+    client.zadd(f"{policy.prefix}:revisions", {b"\xff": 7})
+    assert dict(store.changes(0).records)["a"] == b"1"

@@ -68,7 +68,8 @@ class Mirror:
         self._monotonic = monotonic
         self._records: dict[str, Record | None] = {}  # None: the store's can't be read
         self._dirty: set[str] = set()
-        self._lock = threading.Lock()  # of the two above
+        self._restoring: set[str] = set()  # of what is dirty, what the store has lost
+        self._lock = threading.Lock()  # of the three above
         # One exchange with the store at a time: an answer from before a change must not be taken
         # for what came after it.
         self._io = threading.RLock()
@@ -153,6 +154,7 @@ class Mirror:
                     with self._lock:
                         self._records = {k: r for k, r in self._records.items() if r is not None}
                         self._dirty.update(self._records)
+                        self._restoring.update(self._records)
                 self._epoch = changes.epoch
                 if since:
                     since = 0
@@ -185,11 +187,15 @@ class Mirror:
         with self._lock:
             dirty = list(self._dirty)
         for key in dirty:
-            self.change(key, lambda record, _: record, "observe", DETECTOR)
+            # Who is banned as before is no news.
+            action = None if key in self._restoring else "observe"
+            self.change(key, lambda record, _: record, action, DETECTOR)
+            self._restoring.discard(key)
 
-    def change(self, key: str, rule: Rule, action: str, by: str) -> None:
+    def change(self, key: str, rule: Rule, action: str | None, by: str) -> None:
         """Apply a rule to what the store has and what was found here, in the store and in memory.
 
+        :param action: as a transition has it; None = tell of none.
         :raises StateUnavailable: nothing was changed, or nobody knows.
         """
         stored, after, mine, now, unreadable = Record(key), Record(key), None, 0.0, False
@@ -216,7 +222,7 @@ class Mirror:
                 self._remember(key, known, None if unreadable else after, now)
         if after.reset_at > stored.reset_at:
             self._on_reset(key)
-        if not unreadable:
+        if action is not None and not unreadable:
             self._tell(stored, after, action, by, now)
 
     def _remember(self, key: str, known: Record | None, after: Record | None, now: float) -> None:

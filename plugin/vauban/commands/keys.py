@@ -112,7 +112,11 @@ def list_keys(
     with _errors_to_stderr():
         records = read_key_file(_store(file)).keys
     if as_json:
-        rows = [record.model_dump(mode="json", exclude={"sha256"}) for record in records]
+        rows = [
+            record.model_dump(mode="json", exclude={"sha256"})
+            | {"service": record.service, "group": record.group}
+            for record in records
+        ]
         typer.echo(json.dumps(rows, indent=2))
         return
     now = datetime.now(UTC)

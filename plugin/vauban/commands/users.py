@@ -72,7 +72,12 @@ def list_users(
     if as_json:
         _print_json({"users": users})
         return
-    table = Table(Column("user", overflow="fold"), "level", "until", "by", "score", "reason")
+    table = Table(
+        Column("user", no_wrap=True),
+        "level",
+        Column("until", no_wrap=True, min_width=len("2027-01-31T00:00:00Z")),
+        *("by", "score", "reason"),
+    )
     for user in users:
         table.add_row(*(_safe(cell) for cell in _row(user)))
     Console().print(table)

@@ -162,7 +162,9 @@ class ValkeyStore:
             )
         pairs = zip(rows[::2], rows[1::2], strict=True)
         return Changes(
-            epoch.decode(), int(float(last)), tuple((key.decode(), value) for key, value in pairs)
+            epoch.decode(),
+            int(float(last)),
+            tuple((key.decode("utf-8", "replace"), value) for key, value in pairs),
         )
 
     def add_counts(

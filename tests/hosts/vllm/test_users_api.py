@@ -262,6 +262,21 @@ async def test_a_lost_store_is_answered_as_policy_says(
     assert (await site.admin("GET", USERS)).status == 200
 
 
+async def test_monitor_refuses_nobody_for_a_lost_store(
+    make_server: MakeServer, tmp_path: Path, lose: Callable[[Site], None]
+) -> None:
+    site = Site(make_server, tmp_path, response={"mode": "monitor"})
+    lose(site)
+    assert (await site.chat("user")).status == 200
+
+
+async def test_counting_tokens_has_no_priority(site: Site) -> None:
+    site.server.front.priority_scheduling = True
+    site.put("user", Level.SLOWED)
+    assert (await site.chat("user", "/tokenize", {"prompt": "x"})).status == 200
+    assert "priority" not in site.server.engine.bodies[0]
+
+
 # -- the operator's routes ----------------------------------------------------------------------
 
 
@@ -339,6 +354,11 @@ async def test_a_misspelt_id_is_not_banned_with_success(site: Site, name: str) -
     assert answer.status == 404
     assert name.encode() not in answer.body or len(name) < 5
     assert site.ledger.users() == []
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "POST"])
+async def test_no_id_is_nobody(site: Site, method: str) -> None:
+    assert (await site.admin(method, f"{USERS}/")).status == 404
 
 
 @pytest.mark.parametrize(
@@ -444,9 +464,9 @@ async def test_audit_and_metrics(site: Site) -> None:
     await site.admin("POST", f"{USERS}/{site.id['user']}/ban", body)
     await site.chat("user")
     first, second = site.events()
-    assert (first["action"], first["before"], first["after"]) == ("observe", "clear", "degraded")
+    assert (first["action"], first["from"], first["to"]) == ("observe", "clear", "degraded")
     assert (first["by"], first["score"], first["queries"]) == ("detector", 0.9, 100)
-    assert (second["action"], second["after"]) == ("ban", "banned")
+    assert (second["action"], second["to"]) == ("ban", "banned")
     assert second["by"] == site.id["operator"]
     assert "remark" not in site.audit.read_text()
     (refused,) = site.events("refused")

@@ -73,7 +73,8 @@ class Exchange:
         self._client_left = False
         self._settle_ids()
         self._priority: int | None = None
-        if enforced >= Level.SLOWED and front.priority_scheduling:
+        slow = enforced >= Level.SLOWED and route.kind is Kind.GUARDED
+        if slow and front.priority_scheduling:
             self._wait_for_others()
         if principal.limit.tokens_per_min is not None:
             self._data.pop("stream_interval", None)  # tokens of a stream are counted by its events
@@ -164,8 +165,9 @@ class Exchange:
         raw = json.dumps(self._data).encode()
         headers = MutableHeaders(raw=list(scope["headers"]))
         headers["content-length"] = str(len(raw))
-        for name in [*headers]:  # the adapter header would change the model after the scope check
-            # ... and the priority header would take the place of the one that is checked.
+        # The adapter header would change the model after the scope check, and the one for priority
+        # would be taken for the field that is checked.
+        for name in [*headers]:
             if name in _DROPPED or name.startswith("x-amzn-sagemaker-"):
                 del headers[name]
         if self._priority is not None:

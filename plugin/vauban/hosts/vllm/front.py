@@ -26,7 +26,7 @@ from vauban.mark import Mark, Order, new_nonce
 from vauban.policy import Policy
 from vauban.protocol.framing import Framer, make_framer
 from vauban.screening import ScreenQueue, watcher
-from vauban.state.store import open_store, require_shared
+from vauban.state.store import Store, open_store, require_shared
 from vauban.telemetry import AuditLog, Decision, process_metrics
 from vauban.text.control_tokens import special_tokens
 from vauban.types import Caller, Evidence, Level, Mode, Principal, PrincipalKind, Reason
@@ -56,6 +56,7 @@ class Front:
     routes: RouteTable
     framer: Framer
     response_ids: ResponseIds
+    store: Store
     ledger: Ledger
     place: str
     default_model: str
@@ -147,7 +148,8 @@ class Front:
             return Standing(principal.id)
         if route.kind is Kind.USERS:
             return self.ledger.decided(principal.id)
-        if route.kind is Kind.PASSED and not route.stored:
+        watching = self.policy.response.mode is Mode.MONITOR
+        if watching or (route.kind is Kind.PASSED and not route.stored):
             return self.ledger.remembered(principal.id)
         return standing_of(self.ledger, principal.id, self.policy.state)
 
@@ -164,7 +166,7 @@ class Front:
             self.metrics.failures.labels(evidence.value).inc()
         elif evidence is not None:
             self.metrics.extraction.observe(evidence.score)
-            if self.policy.extraction.mode is not Mode.ENFORCE:
+            if Mode.OFF is self.policy.response.mode or self.policy.extraction.mode is Mode.MONITOR:
                 return
             if principal.kind is PrincipalKind.ANONYMOUS:
                 worst = Level[self.policy.response.anonymous_ceiling.upper()]
@@ -245,8 +247,9 @@ class Front:
                 api_servers=getattr(args, "api_server_count", None) or 1,
                 engines=getattr(args, "data_parallel_size", None) or 1,
             )
+        self.store = open_store(policy.state)
         self.ledger = Ledger(
-            open_store(policy.state),
+            self.store,
             policy.state,
             policy.response,
             on_transition=self.record_transition,

@@ -79,7 +79,9 @@ class UsersApi:
         :param operator: principal id of the caller.
         """
         matched = _PATH.fullmatch(path)
-        principal_id, act = (matched["id"], matched["act"]) if matched else (None, None)
+        if matched is None:
+            raise NotFound("there is no such user")
+        principal_id, act = matched["id"], matched["act"]
         if principal_id is None:
             return self._answer(await asyncio.to_thread(self._list, query))
         if method == "GET" and act:  # an id that ends like that is none
