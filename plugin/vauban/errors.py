@@ -13,7 +13,8 @@ VaubanError
 │   ├── RouteRefused       the route table does not open this route
 │   ├── NotFound           what is asked for does not exist, or is somebody else's
 │   ├── RateLimited        a limit of the principal is used up
-│   └── Overloaded         a bounded queue is full
+│   ├── Overloaded         a bounded queue is full
+│   └── UnreadableAnswer   the model server's answer can't be read, so it can't be let through
 ├── ScreeningFailed        a detector could not judge; `guard.py` turns it into a verdict
 └── AttackError            adversarial training was asked for something it can't compute
 
@@ -129,3 +130,10 @@ class Overloaded(RequestError):
 
     status = 503
     code = "overloaded"
+
+
+class UnreadableAnswer(RequestError):
+    """The model server's answer can't be read, so it can't be let through."""
+
+    status = 502
+    code = "unreadable_answer"

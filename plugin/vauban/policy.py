@@ -224,6 +224,41 @@ class InjectionPolicy(_Section):
         return self
 
 
+class LogprobsPolicy(_Section):
+    """What log-probabilities tell about the model's weights, and to whom (arXiv 2403.06634)."""
+
+    mode: Literal["on", "off"] = _field(
+        "on", "Harden log-probabilities; off: clients get all that vLLM gives."
+    )
+    top_k: int = _field(
+        5,
+        "Most alternatives per token, and the rank up to which the chosen token's own value is told"
+        " (beyond it: -9999). The server's --max-logprobs must be above it.",
+        "tokens",
+        ge=0,
+        le=19,
+    )
+    decimals: int = _field(
+        2, "Log-probabilities are rounded to so many decimals.", "decimals", ge=0, le=6
+    )
+    prompt: bool = _field(
+        False,
+        "Serve log-probabilities of the prompt (prompt_logprobs, echo with logprobs), unhardened:"
+        " whoever may ask for them can compute the output layer.",
+    )
+    token_ids: bool = _field(
+        False, "Serve token ids beside text (return_token_ids, return_tokens_as_token_ids)."
+    )
+    bias: Literal["apart", "refuse"] = _field(
+        "apart",
+        "logit_bias and allowed_token_ids: apart = never in a request that asks for"
+        " log-probabilities; refuse = never.",
+    )
+    degraded_temperature: float = _field(
+        0.7, "Lowest temperature of a caller who is degraded.", "", ge=0.0, le=2.0
+    )
+
+
 class AnswerPolicy(_Section):
     """What a client sees of a verdict."""
 
@@ -259,6 +294,7 @@ class Policy(_Section):
     sandwich: SandwichPolicy = Field(default_factory=SandwichPolicy)
     encoder: EncoderPolicy = Field(default_factory=EncoderPolicy)
     injection: InjectionPolicy = Field(default_factory=InjectionPolicy)
+    logprobs: LogprobsPolicy = Field(default_factory=LogprobsPolicy)
     answer: AnswerPolicy = Field(default_factory=AnswerPolicy)
     audit: AuditPolicy = Field(default_factory=AuditPolicy)
 

@@ -93,7 +93,7 @@ class Engine:
         self.report = True
         self.report_after: asyncio.Event | None = None
         self.answer: App = self.say
-        self.answered = b"the model's words"
+        self.answered = b'{"said": "the model\'s words"}'
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.scopes.append(scope)

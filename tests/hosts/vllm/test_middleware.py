@@ -35,7 +35,7 @@ async def anywhere(request: pytest.FixtureRequest, make_server: MakeServer) -> A
 async def test_an_ordinary_request_passes_unharmed(anywhere: Any) -> None:
     response = await anywhere.post(CHAT, GOOD)
     assert response.status == 200
-    assert response.body == b"the model's words"
+    assert response.body == b'{"said": "the model\'s words"}'
     assert response.headers["content-type"] == "application/json"
     assert response.headers["x-vauban-request-id"]
     assert "x-vauban-score" not in response.headers
@@ -655,3 +655,56 @@ async def test_no_text_and_no_key_in_audit_logs_and_metrics(
     assert "decision" in written
     for private in (secret, secret.lower(), key, key[-20:]):
         assert private not in written
+
+
+# -- log-probabilities ---------------------------------------------------------------------------
+
+ENTRY = {"token": "z", "logprob": -7.0, "top_logprobs": [{"token": "a", "logprob": -0.123456}]}
+
+
+@pytest.mark.parametrize("place", ["engine", "front"])
+async def test_logprobs_are_asked_for_and_trimmed(make_server: MakeServer, place: str) -> None:
+    server = make_server(place=place)
+    answer = {"choices": [{"index": 0, "logprobs": {"content": [dict(ENTRY)]}}]}
+    server.engine.answered = json.dumps(answer).encode()
+    response = await server.post(CHAT, {**GOOD, "logprobs": True, "top_logprobs": 20})
+    assert server.engine.bodies[-1]["top_logprobs"] == 6
+    (entry,) = response.json["choices"][0]["logprobs"]["content"]
+    assert (entry["logprob"], entry["top_logprobs"]) == (
+        -9999.0,
+        [{"token": "a", "logprob": -0.12}],
+    )
+    assert response.headers["content-length"] == str(len(response.body))
+    assert response.headers["x-vauban-request-id"]
+
+
+async def test_logprobs_and_bias_are_refused_together(make_server: MakeServer) -> None:
+    server = make_server()
+    for path, body in [
+        (CHAT, {**GOOD, "logprobs": True, "logit_bias": {"5": 100}}),
+        ("/v1/completions", {"prompt": "x", "logprobs": 1, "allowed_token_ids": [5]}),
+        ("/invocations", {"prompt": "x", "logprobs": 1, "allowed_token_ids": [5]}),
+        ("/v1/completions", {"prompt": "x", "prompt_logprobs": 0}),
+        (TOKENS, {"token_ids": [120], "sampling_params": {"logprobs": 1, "logit_bias": {"5": 1}}}),
+    ]:
+        response = await server.post(path, body)
+        assert response.status == 400, path
+        assert response.json["error"]["code"] == "malformed_request"
+    assert server.engine.bodies == []
+
+
+async def test_an_answer_that_cannot_be_read_stops_the_engine(make_server: MakeServer) -> None:
+    server = make_server()
+
+    async def nonsense(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"{", "more_body": False})
+        await asyncio.sleep(60)
+
+    server.engine.answer = nonsense
+    response = await server.post(CHAT, {**GOOD, "logprobs": True})
+    assert response.status == 502
+    assert response.json["error"]["code"] == "unreadable_answer"
+    assert server.engine.cancelled == 1
+    assert server.front.in_flight == 0

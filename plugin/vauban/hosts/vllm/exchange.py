@@ -12,15 +12,16 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vauban.access.scopes import ADMIN, SYSTEM_PROMPT, allows
-from vauban.errors import Forbidden, MalformedRequest, RequestTooLarge
+from vauban.errors import Forbidden, MalformedRequest, RequestError, RequestTooLarge
 from vauban.guard import Reading
-from vauban.hosts.vllm.answers import Answer, blocked_answer, refusal_answer
+from vauban.hosts.vllm.answers import Answer, blocked_answer, error_answer, refusal_answer
 from vauban.hosts.vllm.bodies import Body, parse_body
 from vauban.hosts.vllm.channel import Report
 from vauban.hosts.vllm.features import check_body_features, check_fields, shape_of
 from vauban.hosts.vllm.front import Front
 from vauban.hosts.vllm.gate import Gate
 from vauban.hosts.vllm.mark import RESERVED_KEY
+from vauban.hosts.vllm.rewrite import Editor, Rewriter
 from vauban.hosts.vllm.routes import Kind, Route, Shape
 from vauban.telemetry import Decision
 from vauban.types import Mode, Principal, Reason, Verdict
@@ -64,6 +65,8 @@ class Exchange:
         self._findings: tuple[tuple[str, int], ...] = ()
         self._timer: asyncio.TimerHandle | None = None
         self._client_left = False
+        self._degraded = False
+        self._editors: list[Editor] = []
         self._settle_ids()
         if principal.limit.tokens_per_min is not None:
             self._data.pop("stream_interval", None)  # tokens of a stream are counted by its events
@@ -86,6 +89,9 @@ class Exchange:
             self._reserved().pop(RESERVED_KEY, None)
             await app(*self._forward(scope, receive), send)
             return
+        logprobs = self._front.hardening.request(self._data, self.shape, degraded=self._degraded)
+        if logprobs is not None:
+            self._editors.append(logprobs)
         # A long text takes tens of milliseconds to read; other requests go on meanwhile.
         reading = await asyncio.to_thread(self._read) if self._is_long else self._read()
         self._front_ms = self._elapsed_ms()
@@ -174,11 +180,14 @@ class Exchange:
             return
         if self._route.generates:
             self._reserved()[RESERVED_KEY] = self._front.pass_mark()
-        gate = Gate(send, self._principal, self._front.identity)
+        rewriter = self._rewriter(send)
+        gate = Gate(rewriter.send, self._principal, self._front.identity)
         await gate.open(self._headers(verdict, self._record(verdict, report)))
+        serving = self._start(rewriter, app, *self._forward(scope, receive), gate.send)
         try:
-            await app(*self._forward(scope, receive), gate.send)
+            await _finish(serving, rewriter)
         finally:
+            await _stop(serving)
             gate.charge(self._tokens)
 
     async def _serve_with_engine(
@@ -188,9 +197,14 @@ class Exchange:
         front = self._front
         reserved = self._reserved()  # may refuse, so before anything is registered
         reserved[RESERVED_KEY], nonce, reported = front.ask_engine(reading.windows)
-        gate = Gate(send, self._principal, front.identity, on_body=lambda: self._limit(reported))
-        forwarded = self._forward(scope, receive)
-        serving = asyncio.ensure_future(_run(app, *forwarded, gate.send))
+        rewriter = self._rewriter(send)
+        gate = Gate(
+            rewriter.send,
+            self._principal,
+            front.identity,
+            on_body=lambda: self._limit(reported),
+        )
+        serving = self._start(rewriter, app, *self._forward(scope, receive), gate.send)
         self._front_ms = self._elapsed_ms()
         try:
             waiting: set[asyncio.Future[Any]] = {serving, reported}
@@ -213,7 +227,7 @@ class Exchange:
                     await gate.open(self._headers(verdict, decision))
             # Without a verdict and a whole answer there is nothing to send: the client left, the
             # application failed, or an error answer of its own has passed.
-            await serving
+            await _finish(serving, rewriter)
         finally:
             front.forget(nonce)
             reported.cancel()
@@ -221,6 +235,23 @@ class Exchange:
                 self._timer.cancel()
             await _stop(serving)
             gate.charge(self._tokens)
+
+    def _rewriter(self, send: Send) -> Rewriter:
+        def failed(error: RequestError) -> Answer:
+            self._front.record_refusal(error, self._path, self._request_id)
+            return error_answer(error, self.shape, self._request_id)
+
+        return Rewriter(send, self._editors, failed)
+
+    @staticmethod
+    def _start(
+        rewriter: Rewriter, app: ASGIApp, scope: Scope, receive: Receive, send: Send
+    ) -> asyncio.Future[None]:
+        """The application's work, which ends when an editor ends the answer: vLLM then aborts
+        the request and frees its KV cache."""
+        serving = asyncio.ensure_future(_run(app, scope, receive, send))
+        rewriter.on_stop = lambda: _cancel(serving)
+        return serving
 
     def _limit(self, reported: asyncio.Future[Report]) -> None:
         """The engine has begun to answer, so its verdict must be near: a lost one is a failure."""
@@ -316,6 +347,17 @@ async def send_answer(send: Send, answer: Answer, headers: dict[str, str]) -> No
 
 async def _run(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     await app(scope, receive, send)
+
+
+async def _finish(serving: asyncio.Future[None], rewriter: Rewriter) -> None:
+    """Wait until the application has answered, or an editor has ended the answer."""
+    await asyncio.wait([serving])
+    if not rewriter.stopped:
+        serving.result()
+
+
+def _cancel(serving: asyncio.Future[None]) -> None:
+    serving.cancel()
 
 
 async def _stop(task: asyncio.Future[None]) -> None:

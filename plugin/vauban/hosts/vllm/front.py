@@ -17,6 +17,7 @@ from vauban.errors import ConfigError, RequestError
 from vauban.guard import Guard
 from vauban.hosts.vllm.channel import Report, ReportReceiver, announced_engines
 from vauban.hosts.vllm.framing import Framer
+from vauban.hosts.vllm.hardening import Hardening
 from vauban.hosts.vllm.mark import Mark, Order, new_nonce
 from vauban.hosts.vllm.routes import RouteTable
 from vauban.hosts.vllm.runtime import open_runtime
@@ -52,6 +53,7 @@ class Front:
     identity: Identity
     routes: RouteTable
     framer: Framer
+    hardening: Hardening
     response_ids: ResponseIds
     place: str
     default_model: str
@@ -75,6 +77,7 @@ class Front:
         require_safe_bind(self.identity, getattr(args, "uds", None) or args.host)
         self.routes = RouteTable(self.policy.routes)
         self.audit = AuditLog(self.policy.audit)
+        self.hardening = Hardening(self.policy.logprobs, getattr(args, "max_logprobs", -1))
 
     def open(self, state: State) -> None:
         """Load the tokenizers, probe the chat template, find the encoder. Idempotent.

@@ -32,9 +32,10 @@ from vauban.errors import (
     RequestTooLarge,
     RouteRefused,
 )
-from vauban.hosts.vllm.answers import error_answer
+from vauban.hosts.vllm.answers import Answer, error_answer
 from vauban.hosts.vllm.exchange import REQUEST_ID_HEADER, Exchange, send_answer
 from vauban.hosts.vllm.front import Front
+from vauban.hosts.vllm.rewrite import Rewriter
 from vauban.hosts.vllm.routes import Kind, Route, Shape
 from vauban.types import Principal
 
@@ -93,6 +94,8 @@ class GuardMiddleware:
                 stored_id = found.split("/")[_STORED_PART]
                 self._front.response_ids.check(stored_id, principal, param="response_id")
             if route.kind is Kind.PASSED:
+                if route.stored:
+                    send = self._stored(send, request_id)
                 await self._app(scope, receive, send)
                 return
             with self._slot():
@@ -104,6 +107,17 @@ class GuardMiddleware:
             self._front.record_refusal(error, path, request_id)
             answer = error_answer(error, shape, request_id)
             await send_answer(send, answer, {REQUEST_ID_HEADER: request_id})
+
+    def _stored(self, send: Send, request_id: str) -> Send:
+        """The way out for a stored response, which is edited each time it is read."""
+        logprobs = self._front.hardening.stored()
+        editors = [logprobs] if logprobs is not None else []
+
+        def failed(error: RequestError) -> Answer:
+            self._front.record_refusal(error, _STORED_PATH, request_id)
+            return error_answer(error, Shape.RESPONSES, request_id)
+
+        return Rewriter(send, editors, failed).send
 
     def _route(self, scope: Scope) -> tuple[Route | None, str]:
         path: str = scope["path"]
