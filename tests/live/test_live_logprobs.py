@@ -22,8 +22,7 @@ from vauban.standin import prose
 pytestmark = pytest.mark.vllm
 
 HIDDEN = 64
-COLUMNS = 96
-ROWS = 112
+COLUMNS = ROWS = 76
 SHOWN = 5
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -123,7 +122,7 @@ def test_every_way_to_force_a_token_tells_its_value(unhardened: Any, way: str) -
     if way == "logprob_token_ids":
         assert values(told)[0][text] == pytest.approx(by_bias, abs=1e-4)
     elif way in ("choice", "regex"):
-        assert own_values(told)[0] > -1  # of the tokens that the grammar leaves
+        assert own_values(told)[0] > by_bias + 2  # among the tokens that the grammar leaves
     else:
         assert own_values(told)[0] == pytest.approx(by_bias, abs=1e-4)
 
@@ -178,12 +177,15 @@ def test_high_temperatures_tell_the_likeliest_only(live: Any, stream: bool) -> N
 
 
 def test_what_is_still_told_does_not_give_the_dimension(live: Any) -> None:
-    """The five likeliest of each of 448 prompts, rounded: the attacker fills the rest in by the
+    """The five likeliest for each of many prompts, rounded: the attacker fills in the rest by the
     low rank that he is after, or takes the smallest value told."""
-    rows = 4 * ROWS
-    asked = prompts(rows)
-    told = [top for start in range(0, rows, ROWS)
-            for top in values(ask(live, asked[start : start + ROWS], logprobs=20))]  # fmt: skip
+    asked, told = prompts(4 * ROWS), []
+    for start in range(0, len(asked), 8):
+        response = ask(live, asked[start : start + 8], logprobs=20)
+        if response.status_code == 200:  # the encoder may take a prompt for an injection
+            told += values(response)
+    rows = len(told)
+    assert rows > 2 * ROWS
     names = sorted({token for top in told for token in top})
     known = np.full((rows, len(names)), np.nan)
     for row, top in enumerate(told):
@@ -191,7 +193,7 @@ def test_what_is_still_told_does_not_give_the_dimension(live: Any) -> None:
             known[row, names.index(token)] = number
     assert (np.isfinite(known).sum(axis=1) <= SHOWN).all()
     assert np.array_equal(known, np.round(known, 2), equal_nan=True)
-    for guess in (HIDDEN // 2, HIDDEN, HIDDEN + HIDDEN // 4):
+    for guess in (HIDDEN // 2, HIDDEN):
         if guess < min(known.shape) - 3:
             assert dimension(completed(known, guess)) != HIDDEN
     floor = np.where(np.isnan(known), np.nanmin(known, axis=1, keepdims=True), known)

@@ -169,11 +169,12 @@ class LogprobEditor:
         listed = entry.get("top_logprobs") or []
         values = [one["logprob"] for one in listed]
         known = _is_known(entry["logprob"], values)
-        own = None if known else _name(entry)
-        ranked = sorted(
-            (one for one in listed if own is None or _name(one) != own),
-            key=lambda one: -one["logprob"],
-        )
+        others = [
+            one
+            for one in listed
+            if known or one["logprob"] != entry["logprob"] or _name(one) != _name(entry)
+        ]
+        ranked = sorted(others, key=lambda one: -one["logprob"])
         entry["top_logprobs"] = ranked[: self._shown]
         for one in entry["top_logprobs"]:
             one["logprob"] = self._round(one["logprob"])
@@ -195,11 +196,11 @@ class LogprobEditor:
             if top is None:
                 continue
             token = tokens[index] if index < len(tokens) else None
-            ranked = sorted(
-                (pair for pair in top.items() if known or pair[0] != token),
-                key=lambda pair: -pair[1],
-            )
-            kept = {name: self._round(number) for name, number in ranked[: self._shown]}
+            others = [pair for pair in top.items() if known or pair != (token, value)]
+            ranked = sorted(others, key=lambda pair: -pair[1])
+            # Tokens with the same text are one entry here, and let a less likely one move up.
+            shown = min(self._shown, len(others) - 1)
+            kept = {name: self._round(number) for name, number in ranked[:shown]}
             if token is not None:  # as vLLM and OpenAI do, the chosen one is always listed
                 kept.setdefault(token, values[index])
             tops[index] = kept
