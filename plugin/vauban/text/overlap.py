@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Final
 
 GROUP: Final = 4
+_GROUP_KNOWN = bytes([True] * GROUP)
 _WORD = re.compile(r"[0-9A-Za-z]+|[^\x00-\x7f]")
 
 Group = tuple[str, str, str, str]
@@ -20,6 +21,8 @@ Group = tuple[str, str, str, str]
 def words_of(text: str) -> list[str]:
     """The words that count: runs of ASCII letters and digits, and each other character beyond
     ASCII."""
+    if text.isascii():
+        return _WORD.findall(text.lower())
     return [word.lower() for word in _WORD.findall(text)]
 
 
@@ -42,11 +45,13 @@ class Overlap:
 
     def __init__(self, texts: Iterable[str], run_words: int) -> None:
         self.groups: set[Group] = set()
+        self._words: set[str] = set()
         self.run_words = run_words
         for text in texts:
             words = words_of(text)
             if len(words) >= 2 * GROUP:
                 self.groups.update(groups_of(words))
+                self._words.update(words)
                 self.run_words = min(self.run_words, len(words))
 
     def __bool__(self) -> bool:
@@ -54,4 +59,5 @@ class Overlap:
 
     def touches(self, words: list[str]) -> bool:
         """Whether any group of these words is one of the operator's."""
-        return not self.groups.isdisjoint(groups_of(words))
+        known = bytes(map(self._words.__contains__, words))
+        return _GROUP_KNOWN in known and not self.groups.isdisjoint(groups_of(words))

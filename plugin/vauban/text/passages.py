@@ -126,9 +126,21 @@ class Passages:
         `buffer` must hold `_LOOK_BACK_CHARS` before the unit (if there are so many), and the
         character after it unless the text ends there.
         """
-        found = self._settle(a)
         self._closing = False
         self._after_newline = False
+        if (
+            is_word
+            and b - a < secret_rules.MIN_WORD_CHARS
+            and self._span is None
+            and self._key_to is None
+            and self._glued is None
+            and self._tag_at is None
+            and self._tag is None
+        ):
+            word = buffer[a:b]
+            if ":" not in word and "/" not in word and "--" not in word:
+                return []  # nearly always
+        found = self._settle(a)
         if is_word:
             found.extend(self._word(buffer, a, b))
         else:

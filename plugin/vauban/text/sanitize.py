@@ -31,7 +31,7 @@ DETECTORS: Final = (
 )  # fmt: skip
 MAX_WORD_CHARS: Final = 4_096
 MAX_TICKS: Final = 64
-BLOCK_CHARS: Final = 2_048
+BLOCK_CHARS: Final = 768
 _FOLDED_CHARS: Final = 512
 _HISTORY_CHARS: Final = 160
 _QUIET_WORD_CHARS: Final = 15
@@ -47,6 +47,7 @@ _NOTABLE_SCHEMES = ("script:", "data:")
 _CONTROL = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e0fff]"
 )
+_CONTROL_BYTES = bytes(n for n in range(128) if _CONTROL.match(chr(n)))
 _JSON_CONTROL = re.compile(
     r"(?i)\\u(?:00(?:0[0-8bcef]|1[0-9a-f]|7f|[89][0-9a-f])|202[a-e]|206[6-9])"
 )
@@ -162,7 +163,11 @@ class Stream:
 
     def _without_control(self, text: str) -> str:
         action = self._rules.actions["control"]
-        found = _CONTROL.search(text) if action != "off" else None
+        if action == "off" or (
+            text.isascii() and len(text.encode().translate(None, _CONTROL_BYTES)) == len(text)
+        ):
+            return text
+        found = _CONTROL.search(text)
         if found is None:
             return text
         if action == "stop":
@@ -179,26 +184,34 @@ class Stream:
     # -- reading -------------------------------------------------------------------------------
 
     def _read(self, *, final: bool) -> None:
-        if self.stopped:
-            return
-        buffer = self._buffer
-        start = self._skip_quiet(buffer, self._read_to - self._base)
+        buffer, at = self._buffer, self._read_to - self._base
+        while not self.stopped and at < len(buffer):
+            quiet_to = self._skip_quiet(buffer, at)
+            at = self._read_units(buffer, quiet_to, quiet_to + BLOCK_CHARS, final=final)
+            self._read_to = self._base + at if not self.stopped else self._read_to
+            if at < min(quiet_to + BLOCK_CHARS, len(buffer)):
+                return  # a unit at the end is not complete
+
+    def _read_units(self, buffer: str, start: int, stop: int, *, final: bool) -> int:
+        """Read from `start` to the first unit at or after `stop`; returns how far it came."""
         end = len(buffer)
         last = start
+        gap, step = self._passages.gap, self._step
         for found in self._unit.finditer(buffer, start):
             a, b = found.span()
-            if b == end and not final and self._may_grow(found):
+            if a >= stop or (b == end and not final and self._may_grow(found)):
                 end = a
                 break
-            self._passages.gap(buffer[last:a])
-            self._step(buffer, a, b, is_word=found.group(1) is not None)
+            if last < a:
+                gap(buffer[last:a])
+            step(buffer, a, b, is_word=found.lastindex is not None)
             if self.stopped:
-                return
+                return b
             last = b
         if self._json and not final and (at := buffer.find("\\", last, end)) >= 0:
             end = at  # the rest of an escape is to come
-        self._passages.gap(buffer[last:end])
-        self._read_to = self._base + end
+        gap(buffer[last:end])
+        return end
 
     def _may_grow(self, found: re.Match[str]) -> bool:
         text = found.group()
@@ -248,7 +261,8 @@ class Stream:
 
     def _step(self, buffer: str, a: int, b: int, *, is_word: bool) -> None:
         start, end = self._base + a, self._base + b
-        self._floor = max(self._floor, min(start - self._hold, self._open(start)))
+        if start - self._hold > self._floor:
+            self._floor = max(self._floor, min(start - self._hold, self._open(start)))
         for passage in self._passages.unit(buffer, a, b, is_word=is_word):
             self._act(passage)
         if self._json and not is_word and _JSON_CONTROL.fullmatch(buffer, a, b):
@@ -291,7 +305,10 @@ class Stream:
     def _listen(self, buffer: str, a: int, b: int) -> None:
         new = canary.folded(buffer[a:b])
         self._folded = (self._folded + new)[-max(_FOLDED_CHARS, len(new)) :]
+        ending = self._folded[-len(new) - 2 :] if new else ""
         for spelling in self._rules.canaries:
+            if spelling[-3:] not in ending:
+                continue
             at = self._folded.find(spelling, max(0, len(self._folded) - len(new) - len(spelling)))
             if at < 0:
                 continue

@@ -38,6 +38,8 @@ _YOUNGER: Final = (
     r"npm_[A-Za-z0-9]{36}",
     r"vbn_[a-z0-9]{12}_[\w-]{30,}",
 )
+# One of these stands in whatever the rules that do not heed case can match.
+_NAMES: Final = ("key", "pwd", "pw", "pass", "token", "xox", "slack", "cloudant", "softlayer")
 _NAMED = re.compile(
     r"(?i)(?:secret|token|passw(?:or)?d|passphrase|api[ _-]?key|access[ _-]?key|private[ _-]?key"
     r"|credential|bearer|authorization)\W{0,12}(?:is|was|=|:)?\W{0,6}$"
@@ -52,7 +54,8 @@ _MIN_HEX_CHARS = 32
 
 @cache
 def _rules() -> tuple[re.Pattern[str], ...]:
-    """The rules in few patterns: one for those that heed case, one for the others."""
+    """The rules in two patterns: those that heed case, which read one character before the word,
+    and the others, which read all of the context."""
     heeding: list[str] = list(_YOUNGER)
     others: list[str] = []
     for name in _PLUGINS:
@@ -80,13 +83,20 @@ def secret_start(text: str, start: int, end: int) -> int | None:
 
     Reads up to `CONTEXT_CHARS` before the word and one character after it.
     """
-    first = max(0, start - CONTEXT_CHARS)
-    read = text[first : end + 1]
-    word_at, word_end = start - first, end - first
-    for rule in _rules():
-        for found in rule.finditer(read):
-            if found.end() > word_at and found.start() < word_end:
-                return first + max(found.start(), word_at)
+    heeding, others = _rules()
+    at = _found(heeding, text, max(0, start - 1), start, end)
+    if at is None:
+        first = max(0, start - CONTEXT_CHARS)
+        low = text[first:end].lower()
+        if any(name in low for name in _NAMES):
+            at = _found(others, text, first, start, end)
+    return at
+
+
+def _found(rule: re.Pattern[str], text: str, first: int, start: int, end: int) -> int | None:
+    for found in rule.finditer(text[first : end + 1]):
+        if found.end() > start - first and found.start() < end - first:
+            return max(first + found.start(), start)
     return None
 
 

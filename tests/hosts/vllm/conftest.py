@@ -22,6 +22,7 @@ from vauban.hosts.vllm.framing import Framer
 from vauban.hosts.vllm.front import Front
 from vauban.hosts.vllm.mark import RESERVED_KEY, Sealer
 from vauban.hosts.vllm.middleware import GuardMiddleware
+from vauban.hosts.vllm.owner import Owners
 from vauban.hosts.vllm.stored import ResponseIds
 from vauban.screening import ScreenQueue
 from vauban.telemetry import Metrics
@@ -245,6 +246,7 @@ async def make_server(
         front.place = place
         front._sealer = sealer
         front.response_ids = ResponseIds(sealer)
+        front.owners = Owners(sealer, front.policy.output)
         front._receiver = ReportReceiver(sealer, runtime_dir)
         front._receiver.open()
         opened.append(front._receiver)

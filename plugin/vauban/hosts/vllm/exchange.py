@@ -21,9 +21,13 @@ from vauban.hosts.vllm.features import check_body_features, check_fields, shape_
 from vauban.hosts.vllm.front import Front
 from vauban.hosts.vllm.gate import Gate
 from vauban.hosts.vllm.mark import RESERVED_KEY
+from vauban.hosts.vllm.output_events import OutputEditor, output_editor
+from vauban.hosts.vllm.owner import place_canary
 from vauban.hosts.vllm.rewrite import Editor, Rewriter
 from vauban.hosts.vllm.routes import Kind, Route, Shape
+from vauban.hosts.vllm.serving import finish, start, stop
 from vauban.telemetry import Decision
+from vauban.text.sanitize import Sanitizer
 from vauban.types import Mode, Principal, Reason, Verdict
 
 Message = MutableMapping[str, Any]
@@ -67,6 +71,7 @@ class Exchange:
         self._client_left = False
         self._degraded = False
         self._editors: list[Editor] = []
+        self._output: OutputEditor | None = None
         self._settle_ids()
         if principal.limit.tokens_per_min is not None:
             self._data.pop("stream_interval", None)  # tokens of a stream are counted by its events
@@ -94,6 +99,11 @@ class Exchange:
             self._editors.append(logprobs)
         # A long text takes tens of milliseconds to read; other requests go on meanwhile.
         reading = await asyncio.to_thread(self._read) if self._is_long else self._read()
+        if self._route.generates:
+            front = self._front
+            front.owners.salt(self._data, self.shape, self._principal)
+            self._output = output_editor(self._sanitizer(), self.shape)
+            self._editors.append(self._output)
         self._front_ms = self._elapsed_ms()
         if not reading.complete and self._front.guard.judge(Reason.UNREAD_TEXT).blocked:
             await self._refuse(send, self._front.guard.judge(Reason.UNREAD_TEXT), None)
@@ -124,9 +134,21 @@ class Exchange:
         if any(front.guard.spells_control_token(run) for run in body.conversations()):
             raise MalformedRequest("a control token is spread over several pieces of text")
         self._added_tokens = front.framer.frame(body, self.shape)
+        instruction = front.policy.sandwich.instruction
+        self._operator_texts = [s.text for s in segments if s.origin.trusted]
+        self._operator_texts += [instruction] if instruction else []
         self._tokens = reading.windows.tokens
         self._findings = tuple(sorted(reading.findings.items()))
         return reading
+
+    def _sanitizer(self) -> Sanitizer:
+        """The rules for the answer. Where the operator has said something, a canary goes behind
+        it."""
+        canary = self._front.owners.canary(self._principal, self._request_id)
+        if canary is None or not self._operator_texts:
+            return self._front.guard.screen_output()
+        place_canary(self._data, self.shape, canary)
+        return self._front.guard.screen_output(self._operator_texts, [canary])
 
     def _reserved(self) -> dict[str, Any]:
         """Where the mark travels in this body; made when it is not there."""
@@ -183,12 +205,12 @@ class Exchange:
         rewriter = self._rewriter(send)
         gate = Gate(rewriter.send, self._principal, self._front.identity)
         await gate.open(self._headers(verdict, self._record(verdict, report)))
-        serving = self._start(rewriter, app, *self._forward(scope, receive), gate.send)
+        serving = start(rewriter, app, *self._forward(scope, receive), gate.send)
         try:
-            await _finish(serving, rewriter)
+            await finish(serving, rewriter)
         finally:
-            await _stop(serving)
-            gate.charge(self._tokens)
+            await stop(serving)
+            self._end(gate)
 
     async def _serve_with_engine(
         self, reading: Reading, app: ASGIApp, scope: Scope, receive: Receive, send: Send
@@ -204,7 +226,7 @@ class Exchange:
             front.identity,
             on_body=lambda: self._limit(reported),
         )
-        serving = self._start(rewriter, app, *self._forward(scope, receive), gate.send)
+        serving = start(rewriter, app, *self._forward(scope, receive), gate.send)
         self._front_ms = self._elapsed_ms()
         try:
             waiting: set[asyncio.Future[Any]] = {serving, reported}
@@ -219,7 +241,7 @@ class Exchange:
                 if verdict.blocked and not gate.is_open:
                     gate.drop()
                     decision = self._record(verdict, report)
-                    await _stop(serving)  # vLLM aborts the request and frees its KV cache
+                    await stop(serving)  # vLLM aborts the request and frees its KV cache
                     await self._answer_blocked(send, verdict, decision)
                     return
                 decision = self._record(verdict, report, gate.held_ms())
@@ -227,14 +249,25 @@ class Exchange:
                     await gate.open(self._headers(verdict, decision))
             # Without a verdict and a whole answer there is nothing to send: the client left, the
             # application failed, or an error answer of its own has passed.
-            await _finish(serving, rewriter)
+            await finish(serving, rewriter)
         finally:
             front.forget(nonce)
             reported.cancel()
             if self._timer is not None:
                 self._timer.cancel()
-            await _stop(serving)
-            gate.charge(self._tokens)
+            await stop(serving)
+            self._end(gate)
+
+    def _end(self, gate: Gate) -> None:
+        gate.charge(self._tokens)
+        if self._output is not None:
+            self._front.record_output(
+                self._output.findings,
+                request_id=self._request_id,
+                principal=self._principal.id,
+                route=self._path,
+                policy=self._front.digest,
+            )
 
     def _rewriter(self, send: Send) -> Rewriter:
         def failed(error: RequestError) -> Answer:
@@ -242,16 +275,6 @@ class Exchange:
             return error_answer(error, self.shape, self._request_id)
 
         return Rewriter(send, self._editors, failed)
-
-    @staticmethod
-    def _start(
-        rewriter: Rewriter, app: ASGIApp, scope: Scope, receive: Receive, send: Send
-    ) -> asyncio.Future[None]:
-        """The application's work, which ends when an editor ends the answer: vLLM then aborts
-        the request and frees its KV cache."""
-        serving = asyncio.ensure_future(_run(app, scope, receive, send))
-        rewriter.on_stop = lambda: _cancel(serving)
-        return serving
 
     def _limit(self, reported: asyncio.Future[Report]) -> None:
         """The engine has begun to answer, so its verdict must be near: a lost one is a failure."""
@@ -343,26 +366,3 @@ async def send_answer(send: Send, answer: Answer, headers: dict[str, str]) -> No
     raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in everything.items()]
     await send({"type": "http.response.start", "status": answer.status, "headers": raw})
     await send({"type": "http.response.body", "body": answer.body})
-
-
-async def _run(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    await app(scope, receive, send)
-
-
-async def _finish(serving: asyncio.Future[None], rewriter: Rewriter) -> None:
-    """Wait until the application has answered, or an editor has ended the answer."""
-    await asyncio.wait([serving])
-    if not rewriter.stopped:
-        serving.result()
-
-
-def _cancel(serving: asyncio.Future[None]) -> None:
-    serving.cancel()
-
-
-async def _stop(task: asyncio.Future[None]) -> None:
-    """Cancel the application's work for this request and wait until it has let go."""
-    if not task.done():
-        task.cancel()
-        # What it raises on the way out is not what this request is answered with.
-        await asyncio.gather(task, return_exceptions=True)

@@ -19,6 +19,7 @@ from vauban.hosts.vllm.channel import Report, ReportReceiver, announced_engines
 from vauban.hosts.vllm.framing import Framer
 from vauban.hosts.vllm.hardening import Hardening
 from vauban.hosts.vllm.mark import Mark, Order, new_nonce
+from vauban.hosts.vllm.owner import Owners
 from vauban.hosts.vllm.routes import RouteTable
 from vauban.hosts.vllm.runtime import open_runtime
 from vauban.hosts.vllm.settings import policy_from
@@ -54,6 +55,7 @@ class Front:
     routes: RouteTable
     framer: Framer
     hardening: Hardening
+    owners: Owners
     response_ids: ResponseIds
     place: str
     default_model: str
@@ -97,6 +99,7 @@ class Front:
         runtime = open_runtime()
         self._sealer = runtime.sealer
         self.response_ids = ResponseIds(runtime.sealer)
+        self.owners = Owners(runtime.sealer, self.policy.output)
         receiver = ReportReceiver(runtime.sealer, runtime.directory)
         receiver.open()
         self._receiver = receiver
@@ -168,6 +171,15 @@ class Front:
     def record_refusal(self, error: RequestError, route: str, request_id: str) -> None:
         self.metrics.refused.labels(error.code).inc()
         self.audit.refused(request_id=request_id, code=error.code, route=route)
+
+    def record_output(self, findings: Mapping[tuple[str, str], int], **ids: str) -> None:
+        """Count and audit what was found in an answer: detectors and actions, no text."""
+        for (detector, action), number in findings.items():
+            self.metrics.output.labels(detector, action).inc(number)
+        if findings:
+            self.audit.output(
+                findings={f"{d}.{action}": n for (d, action), n in sorted(findings.items())}, **ids
+            )
 
     # -- start-up ------------------------------------------------------------------------------
 

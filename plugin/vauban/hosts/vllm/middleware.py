@@ -35,7 +35,8 @@ from vauban.errors import (
 from vauban.hosts.vllm.answers import Answer, error_answer
 from vauban.hosts.vllm.exchange import REQUEST_ID_HEADER, Exchange, send_answer
 from vauban.hosts.vllm.front import Front
-from vauban.hosts.vllm.rewrite import Rewriter
+from vauban.hosts.vllm.output_events import output_editor
+from vauban.hosts.vllm.rewrite import Editor, Rewriter
 from vauban.hosts.vllm.routes import Kind, Route, Shape
 from vauban.types import Principal
 
@@ -95,7 +96,7 @@ class GuardMiddleware:
                 self._front.response_ids.check(stored_id, principal, param="response_id")
             if route.kind is Kind.PASSED:
                 if route.stored:
-                    send = self._stored(send, request_id)
+                    send = self._stored(send, principal, request_id)
                 await self._app(scope, receive, send)
                 return
             with self._slot():
@@ -108,10 +109,15 @@ class GuardMiddleware:
             answer = error_answer(error, shape, request_id)
             await send_answer(send, answer, {REQUEST_ID_HEADER: request_id})
 
-    def _stored(self, send: Send, request_id: str) -> Send:
+    def _stored(self, send: Send, principal: Principal, request_id: str) -> Send:
         """The way out for a stored response, which is edited each time it is read."""
-        logprobs = self._front.hardening.stored()
-        editors = [logprobs] if logprobs is not None else []
+        front = self._front
+        canary = front.owners.canary(principal, request_id)
+        rules = front.guard.screen_output(canaries=[canary] if canary else [])
+        editors: list[Editor] = [output_editor(rules, Shape.RESPONSES)]
+        logprobs = front.hardening.stored()
+        if logprobs is not None:
+            editors.insert(0, logprobs)
 
         def failed(error: RequestError) -> Answer:
             self._front.record_refusal(error, _STORED_PATH, request_id)
