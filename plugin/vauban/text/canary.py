@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import base64
 import codecs
-import re
 from collections.abc import Iterable
 from typing import Final
 
 MIN_CHARS: Final = 12
 """Letters and digits that a canary needs, so that none is found by chance."""
-_NOT_PLAIN = re.compile(r"[^0-9A-Za-z]+")
+_SMALL = bytes(n + 32 if chr(n).isupper() and n < 128 else n for n in range(256))
+_NOT_PLAIN = bytes(n for n in range(256) if n > 127 or not chr(n).isalnum())
 
 
 def folded(text: str) -> str:
     """The ASCII letters and digits of a text, in small letters."""
-    return _NOT_PLAIN.sub("", text).lower()
+    return text.encode("ascii", "ignore").translate(_SMALL, _NOT_PLAIN).decode("ascii")
 
 
 def spellings(canaries: Iterable[str]) -> tuple[str, ...]:

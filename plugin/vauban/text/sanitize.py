@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -112,8 +112,8 @@ class Sanitizer:
 class Stream:
     """Reads one channel. `stopped`: a detector ended the answer; nothing more comes out.
 
-    `findings` counts what was found by detector and action. `fed` and `released` are characters,
-    after control characters were dropped; `cuts` are the last of what was taken out.
+    `findings` counts by detector and action. `fed` and `released` are characters, without dropped
+    control characters; `cuts` are the last of what was taken out.
     """
 
     def __init__(self, rules: Sanitizer, *, json: bool, markup: bool) -> None:
@@ -144,11 +144,11 @@ class Stream:
         """Read on; returns what may go out now."""
         if self.stopped or not text:
             return ""
-        plain = self._without_control(text)
-        self._buffer += plain
-        if self.stopped:
-            return self._release(0)
-        self._read(final=False)
+        for piece in self._without_control(text):
+            self._buffer += piece
+            self._read(final=False)
+            if self.stopped:
+                break
         return self._release(self._read_to - self._hold)
 
     def finish(self) -> str:
@@ -161,25 +161,26 @@ class Stream:
         self._run = 0
         return self._release(self.fed)
 
-    def _without_control(self, text: str) -> str:
+    def _without_control(self, text: str) -> Iterator[str]:
+        """The pieces between control characters, each of which is counted when it is reached."""
         action = self._rules.actions["control"]
         if action == "off" or (
             text.isascii() and len(text.encode().translate(None, _CONTROL_BYTES)) == len(text)
         ):
-            return text
-        found = _CONTROL.search(text)
-        if found is None:
-            return text
-        if action == "stop":
-            self._buffer += text[: found.start()]
-            self._read(final=True)
-            if not self.stopped:
-                self._count("control", 1)
-                self._halt(self.fed)
-            return ""
-        plain, number = _CONTROL.subn("", text)
-        self._count("control", number)
-        return text if action == "monitor" else plain
+            yield text
+            return
+        last = 0
+        for found in _CONTROL.finditer(text):
+            yield text[last : found.start()]
+            if action == "stop":
+                self._read(final=True)
+                if not self.stopped:
+                    self._count("control", 1)
+                    self._halt(self.fed)
+                return
+            self._count("control", 1)
+            last = found.start() if action == "monitor" else found.end()
+        yield text[last:]
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -196,7 +197,7 @@ class Stream:
         """Read from `start` to the first unit at or after `stop`; returns how far it came."""
         end = len(buffer)
         last = start
-        gap, step = self._passages.gap, self._step
+        gap = self._passages.gap
         for found in self._unit.finditer(buffer, start):
             a, b = found.span()
             if a >= stop or (b == end and not final and self._may_grow(found)):
@@ -204,7 +205,7 @@ class Stream:
                 break
             if last < a:
                 gap(buffer[last:a])
-            step(buffer, a, b, is_word=found.lastindex is not None)
+            self._step(buffer, a, b, is_word=found.lastindex is not None)
             if self.stopped:
                 return b
             last = b
@@ -261,8 +262,9 @@ class Stream:
 
     def _step(self, buffer: str, a: int, b: int, *, is_word: bool) -> None:
         start, end = self._base + a, self._base + b
-        if start - self._hold > self._floor:
-            self._floor = max(self._floor, min(start - self._hold, self._open(start)))
+        floor = start - self._hold
+        if floor > self._floor:
+            self._floor = max(self._floor, min(floor, self._open(floor)))
         for passage in self._passages.unit(buffer, a, b, is_word=is_word):
             self._act(passage)
         if self._json and not is_word and _JSON_CONTROL.fullmatch(buffer, a, b):
@@ -274,10 +276,10 @@ class Stream:
 
     def _open(self, otherwise: int) -> int:
         """Where what is held for another reason than `hold_back` begins."""
-        held = self._run and not self._leaking and self._rules.takes("prompt")
-        run = self._run_from if held else otherwise
+        if self._run and not self._leaking and self._rules.takes("prompt"):
+            otherwise = min(otherwise, self._run_from)
         suspect = self._passages.suspect
-        return min(run, otherwise if suspect is None else self._base + suspect)
+        return otherwise if suspect is None else min(otherwise, self._base + suspect)
 
     # -- the operator's sentences and canaries ---------------------------------------------------
 
@@ -362,9 +364,7 @@ class Stream:
         upto = max(self.released, upto if self.stopped else self._open(upto))
         out: list[str] = []
         at = self.released
-        for cut in self.cuts:
-            if cut.end <= at:
-                continue
+        for cut in [cut for cut in self.cuts if cut.end > at]:
             if cut.start >= upto:
                 break
             mark = cut.mark if cut.start >= at else ""

@@ -31,6 +31,7 @@ MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 _JSON: Final = "application/json"
 _EVENTS: Final = "text/event-stream"
 _DONE: Final = b"[DONE]"
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _END_OF_EVENT = re.compile(rb"\r?\n\r?\n|\r\r")
 
 
@@ -233,9 +234,8 @@ class Rewriter:
 
 def dump(payload: Any) -> bytes:
     """JSON as vLLM writes it; text that is not valid unicode is escaped."""
-    text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
     try:
-        return text.encode()
+        return _encode(payload).encode()
     except UnicodeEncodeError:
         return json.dumps(payload, separators=(",", ":")).encode()
 
