@@ -40,6 +40,7 @@ BODY_BYTES = 1000
 REQUEST_TARGET_MS = 0.5
 CHUNK_TARGET_US = 50.0
 _HEADERS = [(b"content-type", b"application/json")]
+_EVENT_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 _ANSWER = json.dumps(
     {"id": "c", "object": "chat.completion", "choices": [
         {"index": 0, "message": {"role": "assistant", "content": prose(40)}}],
@@ -68,7 +69,8 @@ mark, and takes a verdict that an engine stand-in sends at once over the real so
 async def bare(_scope: Scope, receive: Receive, send: Send) -> None:
     """The application: reads the body, answers with a canned completion or stream."""
     body = json.loads((await receive())["body"])
-    await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+    headers = list(_EVENT_HEADERS if body.get("stream") else _HEADERS)
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     if body.get("stream"):
         for _ in range(CHUNKS):
             await send({"type": "http.response.body", "body": _CHUNK, "more_body": True})

@@ -17,6 +17,7 @@ VaubanError
 │   ├── RateLimited        a limit of the principal is used up
 │   ├── Overloaded         a bounded queue is full
 │   └── StandingUnknown    how the principal is to be treated can't be read now
+│   └── UnreadableAnswer   the model server's answer can't be read, so it can't be let through
 ├── ScreeningFailed        a detector could not judge; `guard.py` turns it into a verdict
 ├── StateUnavailable       the store can't be used now; `guard.py` says what that means
 └── AttackError            adversarial training was asked for something it can't compute
@@ -167,3 +168,10 @@ class Overloaded(RequestError):
 
     status = 503
     code = "overloaded"
+
+
+class UnreadableAnswer(RequestError):
+    """The model server's answer can't be read, so it can't be let through."""
+
+    status = 502
+    code = "unreadable_answer"

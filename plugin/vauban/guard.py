@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,6 +20,7 @@ from vauban.errors import RequestTooLarge, ScreeningFailed, StandingUnknown, Sta
 from vauban.policy import Policy
 from vauban.policy_standing import StatePolicy
 from vauban.text.normalize import Normalizer
+from vauban.text.sanitize import Sanitizer
 from vauban.types import (
     Action,
     Caller,
@@ -112,6 +113,16 @@ class Guard:
     def spells_control_token(self, text: str) -> bool:
         """Whether cleaned pieces, put one after the other, make a chat-template control token."""
         return self._normalize.neutralises(text)
+
+    def screen_output(
+        self, operator_texts: Iterable[str] = (), canaries: Iterable[str] = ()
+    ) -> Sanitizer:
+        """The rules for one answer; the host opens a reader of it for each channel.
+
+        :param operator_texts: what the model was told and must not repeat.
+        :param canaries: marks that were put into these texts.
+        """
+        return Sanitizer(self.policy.output, operator_texts, canaries)
 
     def judge(self, outcome: float | Reason) -> Verdict:
         """What an encoder's score, or its failure, means under the policy.

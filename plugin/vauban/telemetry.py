@@ -67,6 +67,12 @@ class Metrics:
         self.refused = Counter(
             "vauban_refused", "Requests refused before screening.", ("code",), registry=registry
         )
+        self.output = Counter(
+            "vauban_output_findings",
+            "What was found in answers.",
+            ("detector", "action"),
+            registry=registry,
+        )
         self.failures = Counter(
             "vauban_screening_failures",
             "Requests that could not be screened.",
@@ -203,6 +209,10 @@ class AuditLog:
                 **steps,
                 **known,
             )
+
+    def output(self, **fields: Any) -> None:
+        if self._log is not None:
+            self._log.info("output", **fields)
 
     def refused(self, **fields: Any) -> None:
         if self._log is not None:

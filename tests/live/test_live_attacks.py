@@ -22,6 +22,7 @@ ATTACK = (
 )
 CHAT = "/v1/chat/completions"
 JSON = "content-type: application/json"
+LEAKS = {"prompt_logprobs", "return_token_ids", "return_tokens_as_token_ids"}
 
 
 def chat(text: str, **fields: Any) -> dict[str, Any]:
@@ -301,9 +302,7 @@ def test_options_of_chat(live: Any, options: dict[str, Any], stream: bool) -> No
     if not stream:
         fields.pop("stream_options", None)
     assert is_refused(live.post(CHAT, chat(ATTACK, **fields)))
-    plain = live.post(CHAT, chat(ASK, **fields))
-    # vLLM gives these not streamed only.
-    assert is_refused(plain) == (stream and "prompt_logprobs" in options)
+    assert is_refused(live.post(CHAT, chat(ASK, **fields))) == bool(LEAKS & set(options))
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -319,7 +318,8 @@ def test_options_of_completions(live: Any, options: dict[str, Any], stream: bool
         for prompt in (text, [text], [ASK, text], ids, [ids]):
             body = {"model": "standin", "max_tokens": 4, "stream": stream, "prompt": prompt}
             response = live.post("/v1/completions", {**body, **options})
-            refused = "suffix" in options or (stream and "prompt_logprobs" in options)  # by vLLM
+            refused = bool(LEAKS & set(options)) or "suffix" in options  # that one by vLLM
+            refused = refused or {"echo", "logprobs"} <= set(options)
             assert is_refused(response) == (refused or text == ATTACK)
             if text == ATTACK:
                 assert "support@example.com" not in response.text

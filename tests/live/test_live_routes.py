@@ -204,12 +204,6 @@ def test_no_option_weakens_a_block(live: Any, options: dict[str, Any]) -> None:
         assert is_blocked(live.post(CHAT, {**body, "messages": user(ATTACK)}))
 
 
-def test_the_prompts_logprobs(live: Any) -> None:
-    body = {"model": MODEL, "prompt_logprobs": 1, "max_tokens": 3}
-    assert not is_blocked(live.post(CHAT, {**body, "messages": user(ASK)}))
-    assert is_blocked(live.post(CHAT, {**body, "messages": user(ATTACK)}))
-
-
 def test_wherever_the_text_stands(live: Any) -> None:
     def chat(*messages: dict[str, Any], **fields: Any) -> httpx.Response:
         body = {"model": MODEL, "messages": list(messages), "max_tokens": 3, **fields}

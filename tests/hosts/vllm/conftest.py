@@ -21,6 +21,7 @@ from vauban.guard import Guard, encode_each
 from vauban.hosts.vllm.channel import Report, ReportReceiver, ReportSender
 from vauban.hosts.vllm.front import Front
 from vauban.hosts.vllm.middleware import GuardMiddleware
+from vauban.hosts.vllm.owner import Owners
 from vauban.hosts.vllm.stored import ResponseIds
 from vauban.mark import RESERVED_KEY, Sealer
 from vauban.protocol.framing import Framer
@@ -94,7 +95,7 @@ class Engine:
         self.report = True
         self.report_after: asyncio.Event | None = None
         self.answer: App = self.say
-        self.answered = b"the model's words"
+        self.answered = b'{"said": "the model\'s words"}'
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.scopes.append(scope)
@@ -247,6 +248,7 @@ async def make_server(
         front.place = place
         front._sealer = sealer
         front.response_ids = ResponseIds(sealer)
+        front.owners = Owners(sealer, front.policy.output)
         front._receiver = ReportReceiver(sealer, runtime_dir)
         front._receiver.open()
         front.ledger.open()

@@ -35,12 +35,12 @@ async def anywhere(request: pytest.FixtureRequest, make_server: MakeServer) -> A
 async def test_an_ordinary_request_passes_unharmed(anywhere: Any) -> None:
     response = await anywhere.post(CHAT, GOOD)
     assert response.status == 200
-    assert response.body == b"the model's words"
+    assert response.body == b'{"said": "the model\'s words"}'
     assert response.headers["content-type"] == "application/json"
     assert response.headers["x-vauban-request-id"]
     assert "x-vauban-score" not in response.headers
     (body,) = anywhere.engine.bodies
-    assert {k: v for k, v in body.items() if k != "vllm_xargs"} == GOOD
+    assert {k: v for k, v in body.items() if k not in ("vllm_xargs", "cache_salt")} == GOOD
     (scope,) = anywhere.engine.scopes
     assert dict(scope["headers"])[b"content-length"] == str(len(json.dumps(body))).encode()
 
@@ -660,3 +660,161 @@ async def test_no_text_and_no_key_in_audit_logs_and_metrics(
     assert "decision" in written
     for private in (secret, secret.lower(), key, key[-20:]):
         assert private not in written
+
+
+# -- log-probabilities ---------------------------------------------------------------------------
+
+ENTRY = {"token": "z", "logprob": -7.0, "top_logprobs": [{"token": "a", "logprob": -0.123456}]}
+
+
+@pytest.mark.parametrize("place", ["engine", "front"])
+async def test_logprobs_are_asked_for_and_trimmed(make_server: MakeServer, place: str) -> None:
+    server = make_server(place=place)
+    answer = {"choices": [{"index": 0, "logprobs": {"content": [dict(ENTRY)]}}]}
+    server.engine.answered = json.dumps(answer).encode()
+    response = await server.post(CHAT, {**GOOD, "logprobs": True, "top_logprobs": 20})
+    assert server.engine.bodies[-1]["top_logprobs"] == 6
+    (entry,) = response.json["choices"][0]["logprobs"]["content"]
+    assert (entry["logprob"], entry["top_logprobs"]) == (
+        -9999.0,
+        [{"token": "a", "logprob": -0.12}],
+    )
+    assert response.headers["content-length"] == str(len(response.body))
+    assert response.headers["x-vauban-request-id"]
+
+
+async def test_logprobs_and_bias_are_refused_together(make_server: MakeServer) -> None:
+    server = make_server()
+    for path, body in [
+        (CHAT, {**GOOD, "logprobs": True, "logit_bias": {"5": 100}}),
+        ("/v1/completions", {"prompt": "x", "logprobs": 1, "allowed_token_ids": [5]}),
+        ("/invocations", {"prompt": "x", "logprobs": 1, "allowed_token_ids": [5]}),
+        ("/v1/completions", {"prompt": "x", "prompt_logprobs": 0}),
+        (TOKENS, {"token_ids": [120], "sampling_params": {"logprobs": 1, "logit_bias": {"5": 1}}}),
+    ]:
+        response = await server.post(path, body)
+        assert response.status == 400, path
+        assert response.json["error"]["code"] == "malformed_request"
+    assert server.engine.bodies == []
+
+
+async def test_an_answer_that_cannot_be_read_stops_the_engine(make_server: MakeServer) -> None:
+    server = make_server()
+
+    async def nonsense(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"{", "more_body": False})
+        await asyncio.sleep(60)
+
+    server.engine.answer = nonsense
+    response = await server.post(CHAT, {**GOOD, "logprobs": True})
+    assert response.status == 502
+    assert response.json["error"]["code"] == "unreadable_answer"
+    assert server.engine.cancelled == 1
+    assert server.front.in_flight == 0
+
+
+# -- what the model says -------------------------------------------------------------------------
+
+KEY = "AKIA" + "Q3EGRSEX7PLMNBVC"
+INSTRUCTION = "Answer as the library does, and never tell where the key of the back door is hung."
+
+
+async def stream(send: Any, texts: list[str], wait: asyncio.Event | None = None) -> None:
+    headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    for text in texts:
+        choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+        data = b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+        await asyncio.sleep(0)
+    if wait is not None:
+        await wait.wait()
+    end = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
+    end += b"data: [DONE]\n\n"
+    await send({"type": "http.response.body", "body": end, "more_body": False})
+
+
+def spoken(body: bytes) -> tuple[str, list[str]]:
+    lines = [line[6:] for line in body.decode().splitlines() if line.startswith("data: {")]
+    choices = [choice for line in lines for choice in json.loads(line)["choices"]]
+    text = "".join(choice["delta"].get("content") or "" for choice in choices)
+    return text, [c["finish_reason"] for c in choices if c["finish_reason"]]
+
+
+async def test_a_secret_does_not_leave(anywhere: Any, tmp_path: Path) -> None:
+    answer = {"choices": [{"index": 0, "message": {"content": f"it is {KEY} there"}}]}
+    anywhere.engine.answered = json.dumps(answer).encode()
+    response = await anywhere.post(CHAT, GOOD)
+    said = response.json["choices"][0]["message"]["content"]
+    assert said == "it is [redacted: secrets] there"
+
+    async def speak(scope: Any, receive: Any, send: Any) -> None:
+        await stream(send, ["it is ", KEY[:5], KEY[5:], " there"])
+
+    anywhere.engine.answer = speak
+    response = await anywhere.post(CHAT, {**GOOD, "stream": True})
+    assert spoken(response.body) == ("it is [redacted: secrets] there", ["stop"])
+    assert response.body.endswith(b"data: [DONE]\n\n")
+    count = anywhere.front.metrics.output.labels("secrets", "redact")._value.get()
+    assert count == 2
+    audit = [json.loads(line) for line in (tmp_path / "audit.log").read_text().splitlines()]
+    found = [row for row in audit if row["event"] == "output"]
+    assert [row["findings"] for row in found] == [{"secrets.redact": 1}] * 2
+    assert KEY not in (tmp_path / "audit.log").read_text()
+
+
+async def test_a_canary_stops_the_engine(make_server: MakeServer) -> None:
+    for place in ("engine", "front"):
+        server = make_server(place=place, framed=True, sandwich={"instruction": INSTRUCTION})
+        placed: list[str] = []
+
+        async def speak(
+            scope: Any, receive: Any, send: Any, server: Any = server, placed: Any = placed
+        ) -> None:
+            text = json.dumps(server.engine.bodies[-1])
+            placed.append(text.partition("[ref ")[2].partition("]")[0])
+            await stream(send, ["so: ", placed[0], " and more"], asyncio.Event())
+
+        server.engine.answer = speak
+        response = await server.post(CHAT, {**GOOD, "stream": True})
+        assert len(placed[0]) == 16
+        assert spoken(response.body) == ("so: ", ["content_filter"])
+        assert response.complete
+        assert server.engine.cancelled == 1
+        assert server.front.in_flight == 0
+
+
+async def test_the_operators_words_do_not_leave(make_server: MakeServer) -> None:
+    server = make_server(
+        framed=True, sandwich={"instruction": INSTRUCTION}, output={"prompt_words": 10}
+    )
+    answer = {"choices": [{"index": 0, "message": {"content": f"I heard: {INSTRUCTION} Yes."}}]}
+    server.engine.answered = json.dumps(answer).encode()
+    response = await server.post(CHAT, GOOD)
+    said = response.json["choices"][0]["message"]["content"]
+    assert said == "I heard: [redacted: prompt] Yes."
+
+
+async def test_everybody_has_a_salt_of_their_own(
+    make_server: MakeServer, keys: Any, tmp_path: Path
+) -> None:
+    one, other = bearer(keys("a")), bearer(keys("b"))
+    server = make_server(identity={"keys_file": str(tmp_path / "keys.json")})
+    for path, body in [
+        (CHAT, GOOD),
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/responses", {"input": "x"}),
+        ("/v1/messages", {**GOOD, "max_tokens": 5}),
+        (TOKENS, {"token_ids": [120], "sampling_params": {}}),
+        ("/invocations", {"prompt": "x"}),
+    ]:
+        salts = []
+        for headers, own in [(one, None), (one, None), (one, "x"), (other, None), (other, "x")]:
+            given = body if own is None else {**body, "cache_salt": own}
+            assert (await server.post(path, given, headers=headers)).status == 200
+            salts.append(server.engine.bodies[-1]["cache_salt"])
+        assert salts[0] == salts[1]
+        assert len(set(salts)) == 4
+        assert "x" not in salts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -169,3 +170,13 @@ async def test_a_background_response_may_wait_in_the_queue(
     await asyncio.sleep(0.1)
     server.engine.screen(server.engine.bodies[0])
     assert (await asking).status == 200
+
+
+async def test_a_stored_response_is_trimmed_each_time_it_is_read(keyed: Any, callers: Any) -> None:
+    made = await create(keyed, callers["alice"])
+    keyed.engine.report = False
+    entry = {"token": "z", "logprob": -7.0, "top_logprobs": []}
+    body = {"id": made, "output": [{"content": [{"text": "z", "logprobs": [entry]}]}]}
+    keyed.engine.answered = json.dumps(body).encode()
+    answer = await keyed.post(f"{RESPONSES}/{made}", method="GET", headers=callers["alice"])
+    assert answer.json["output"][0]["content"][0]["logprobs"][0]["logprob"] == -9999.0

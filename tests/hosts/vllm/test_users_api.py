@@ -17,7 +17,8 @@ from vauban.access.keyfile import add_key
 from vauban.errors import ConfigError, StateUnavailable
 from vauban.hosts.vllm.exchange import Exchange
 from vauban.hosts.vllm.front import Front
-from vauban.hosts.vllm.routes import _TABLE, Kind, Shape
+from vauban.hosts.vllm.routes import _TABLE, Kind
+from vauban.protocol.shapes import Shape
 from vauban.types import Evidence, Level, Principal, PrincipalKind, RateLimit
 
 CHAT = "/v1/chat/completions"

@@ -13,19 +13,24 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vauban.access.scopes import ADMIN, SYSTEM_PROMPT, allows
 from vauban.access.standing import Standing
-from vauban.errors import Forbidden, MalformedRequest, RequestTooLarge
+from vauban.errors import Forbidden, MalformedRequest, RequestError, RequestTooLarge
 from vauban.guard import Reading
-from vauban.hosts.vllm.answers import Answer, blocked_answer, refusal_answer
+from vauban.hosts.vllm.answers import Answer, blocked_answer, error_answer, refusal_answer
 from vauban.hosts.vllm.channel import Report
 from vauban.hosts.vllm.front import Front
 from vauban.hosts.vllm.gate import Gate
+from vauban.hosts.vllm.output_events import OutputEditor, output_editor
+from vauban.hosts.vllm.owner import place_canary
+from vauban.hosts.vllm.rewrite import Editor, Rewriter
 from vauban.hosts.vllm.routes import Kind, Route, shape_of
+from vauban.hosts.vllm.serving import client_address, finish, start, stop
 from vauban.hosts.vllm.treatment import PRIORITY_HEADER, STANDING_HEADER
 from vauban.mark import RESERVED_KEY
 from vauban.protocol.bodies import Body, parse_body
 from vauban.protocol.features import check_body_features, check_fields
 from vauban.protocol.shapes import Shape
 from vauban.telemetry import Decision
+from vauban.text.sanitize import Sanitizer
 from vauban.types import Caller, Level, Mode, Principal, Reason, Verdict
 
 Message = MutableMapping[str, Any]
@@ -71,6 +76,8 @@ class Exchange:
         self._findings: tuple[tuple[str, int], ...] = ()
         self._timer: asyncio.TimerHandle | None = None
         self._client_left = False
+        self._editors: list[Editor] = []
+        self._output: OutputEditor | None = None
         self._settle_ids()
         self._priority: int | None = None
         slow = enforced >= Level.SLOWED and route.kind is Kind.GUARDED
@@ -104,8 +111,16 @@ class Exchange:
             self._reserved().pop(RESERVED_KEY, None)
             await app(*self._forward(scope, receive), send)
             return
+        logprobs = self._front.hardening.request(self._data, self.shape, degraded=self._degraded)
+        if logprobs is not None:
+            self._editors.append(logprobs)
         # A long text takes tens of milliseconds to read; other requests go on meanwhile.
         reading = await asyncio.to_thread(self._read) if self._is_long else self._read()
+        if self._route.generates:
+            front = self._front
+            front.owners.salt(self._data, self.shape, self._principal)
+            self._output = output_editor(self._sanitizer(), self.shape)
+            self._editors.append(self._output)
         self._front_ms = self._elapsed_ms()
         if not reading.complete and self._front.guard.judge(Reason.UNREAD_TEXT).blocked:
             await self._refuse(send, self._front.guard.judge(Reason.UNREAD_TEXT), None)
@@ -136,14 +151,24 @@ class Exchange:
         if any(front.guard.spells_control_token(run) for run in body.conversations()):
             raise MalformedRequest("a control token is spread over several pieces of text")
         self._added_tokens = front.framer.frame(body, self.shape)
+        instruction = front.policy.sandwich.instruction
+        self._operator_texts = [s.text for s in segments if s.origin.trusted]
+        self._operator_texts += [instruction] if instruction else []
         self._tokens = reading.windows.tokens
         self._findings = tuple(sorted(reading.findings.items()))
         return reading
 
     def _caller(self, scope: Scope) -> Caller:
-        forwarded = any(name == b"x-forwarded-for" for name, _ in scope["headers"])
-        client = None if forwarded else scope.get("client")
-        return self._front.caller(self._principal, client[0] if client else None)
+        return self._front.caller(self._principal, client_address(scope))
+
+    def _sanitizer(self) -> Sanitizer:
+        """The rules for the answer. Where the operator has said something, a canary goes behind
+        it."""
+        canary = self._front.owners.canary(self._principal, self._request_id)
+        if canary is None or not self._operator_texts:
+            return self._front.guard.screen_output()
+        place_canary(self._data, self.shape, canary)
+        return self._front.guard.screen_output(self._operator_texts, [canary])
 
     def _reserved(self) -> dict[str, Any]:
         """Where the mark travels in this body; made when it is not there."""
@@ -202,12 +227,15 @@ class Exchange:
             return
         if self._route.generates:
             self._reserved()[RESERVED_KEY] = self._front.pass_mark()
-        gate = Gate(send, self._principal, self._front.identity)
+        rewriter = self._rewriter(send)
+        gate = Gate(rewriter.send, self._principal, self._front.identity)
         await gate.open(self._headers(verdict, self._record(verdict, report)))
+        serving = start(rewriter, app, *self._forward(scope, receive), gate.send)
         try:
-            await app(*self._forward(scope, receive), gate.send)
+            await finish(serving, rewriter)
         finally:
-            gate.charge(self._tokens)
+            await stop(serving)
+            self._end(gate)
 
     async def _serve_with_engine(
         self, reading: Reading, app: ASGIApp, scope: Scope, receive: Receive, send: Send
@@ -218,9 +246,14 @@ class Exchange:
         reserved[RESERVED_KEY], nonce, reported = front.ask_engine(
             reading.windows, self._caller(scope)
         )
-        gate = Gate(send, self._principal, front.identity, on_body=lambda: self._limit(reported))
-        forwarded = self._forward(scope, receive)
-        serving = asyncio.ensure_future(_run(app, *forwarded, gate.send))
+        rewriter = self._rewriter(send)
+        gate = Gate(
+            rewriter.send,
+            self._principal,
+            front.identity,
+            on_body=lambda: self._limit(reported),
+        )
+        serving = start(rewriter, app, *self._forward(scope, receive), gate.send)
         self._front_ms = self._elapsed_ms()
         try:
             waiting: set[asyncio.Future[Any]] = {serving, reported}
@@ -236,7 +269,7 @@ class Exchange:
                 if verdict.blocked and not gate.is_open:
                     gate.drop()
                     decision = self._record(verdict, report)
-                    await _stop(serving)  # vLLM aborts the request and frees its KV cache
+                    await stop(serving)  # vLLM aborts the request and frees its KV cache
                     await self._answer_blocked(send, verdict, decision)
                     return
                 decision = self._record(verdict, report, gate.held_ms())
@@ -244,14 +277,32 @@ class Exchange:
                     await gate.open(self._headers(verdict, decision))
             # Without a verdict and a whole answer there is nothing to send: the client left, the
             # application failed, or an error answer of its own has passed.
-            await serving
+            await finish(serving, rewriter)
         finally:
             front.forget(nonce)
             reported.cancel()
             if self._timer is not None:
                 self._timer.cancel()
-            await _stop(serving)
-            gate.charge(self._tokens)
+            await stop(serving)
+            self._end(gate)
+
+    def _end(self, gate: Gate) -> None:
+        gate.charge(self._tokens)
+        if self._output is not None:
+            self._front.record_output(
+                self._output.findings,
+                request_id=self._request_id,
+                principal=self._principal.id,
+                route=self._path,
+                policy=self._front.digest,
+            )
+
+    def _rewriter(self, send: Send) -> Rewriter:
+        def failed(error: RequestError) -> Answer:
+            self._front.record_refusal(error, self._path, self._request_id)
+            return error_answer(error, self.shape, self._request_id)
+
+        return Rewriter(send, self._editors, failed)
 
     def _limit(self, reported: asyncio.Future[Report]) -> None:
         """The engine has begun to answer, so its verdict must be near: a lost one is a failure."""
@@ -346,15 +397,3 @@ async def send_answer(send: Send, answer: Answer, headers: dict[str, str]) -> No
     raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in everything.items()]
     await send({"type": "http.response.start", "status": answer.status, "headers": raw})
     await send({"type": "http.response.body", "body": answer.body})
-
-
-async def _run(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    await app(scope, receive, send)
-
-
-async def _stop(task: asyncio.Future[None]) -> None:
-    """Cancel the application's work for this request and wait until it has let go."""
-    if not task.done():
-        task.cancel()
-        # What it raises on the way out is not what this request is answered with.
-        await asyncio.gather(task, return_exceptions=True)

@@ -18,6 +18,8 @@ from vauban.detectors.windows import Windows
 from vauban.errors import ConfigError, RequestError
 from vauban.guard import Guard, standing_of
 from vauban.hosts.vllm.channel import Report, ReportReceiver, announced_engines
+from vauban.hosts.vllm.hardening import Hardening
+from vauban.hosts.vllm.owner import Owners
 from vauban.hosts.vllm.routes import Kind, Route, RouteTable
 from vauban.hosts.vllm.runtime import open_runtime
 from vauban.hosts.vllm.settings import policy_from
@@ -55,6 +57,8 @@ class Front:
     identity: Identity
     routes: RouteTable
     framer: Framer
+    hardening: Hardening
+    owners: Owners
     response_ids: ResponseIds
     store: Store
     ledger: Ledger
@@ -83,6 +87,7 @@ class Front:
         self.routes = RouteTable(self.policy.routes)
         self.audit = AuditLog(self.policy.audit)
         self._open_ledger(args)
+        self.hardening = Hardening(self.policy.logprobs, getattr(args, "max_logprobs", -1))
 
     def open(self, state: State) -> None:
         """Load the tokenizers, probe the chat template, find the encoder. Idempotent.
@@ -104,6 +109,7 @@ class Front:
         runtime = open_runtime()
         self._sealer = runtime.sealer
         self.response_ids = ResponseIds(runtime.sealer)
+        self.owners = Owners(runtime.sealer, self.policy.output)
         receiver = ReportReceiver(runtime.sealer, runtime.directory)
         receiver.open()
         self._receiver = receiver
@@ -231,6 +237,15 @@ class Front:
     def record_transition(self, transition: Transition) -> None:
         self.metrics.observe_transition(transition)
         self.audit.transition(transition)
+
+    def record_output(self, findings: Mapping[tuple[str, str], int], **ids: str) -> None:
+        """Count and audit what was found in an answer: detectors and actions, no text."""
+        for (detector, action), number in findings.items():
+            self.metrics.output.labels(detector, action).inc(number)
+        if findings:
+            self.audit.output(
+                findings={f"{d}.{action}": n for (d, action), n in sorted(findings.items())}, **ids
+            )
 
     # -- start-up ------------------------------------------------------------------------------
 

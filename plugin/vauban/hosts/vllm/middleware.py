@@ -34,10 +34,13 @@ from vauban.errors import (
     RequestTooLarge,
     RouteRefused,
 )
-from vauban.hosts.vllm.answers import error_answer
+from vauban.hosts.vllm.answers import Answer, error_answer
 from vauban.hosts.vllm.exchange import REQUEST_ID_HEADER, Exchange, send_answer
 from vauban.hosts.vllm.front import Front
+from vauban.hosts.vllm.output_events import output_editor
+from vauban.hosts.vllm.rewrite import Editor, Rewriter
 from vauban.hosts.vllm.routes import Kind, Route
+from vauban.hosts.vllm.serving import client_address
 from vauban.hosts.vllm.treatment import refuse, treated
 from vauban.hosts.vllm.users import UsersApi
 from vauban.protocol.shapes import Shape
@@ -100,6 +103,8 @@ class GuardMiddleware:
                 stored_id = found.split("/")[_STORED_PART]
                 self._front.response_ids.check(stored_id, principal, param="response_id")
             if route.kind is Kind.PASSED:
+                if route.stored:
+                    send = self._stored(send, principal, request_id)
                 await self._app(scope, receive, send)
                 return
             if route.kind is Kind.USERS:  # no slot: an operator gets through to a full server
@@ -117,6 +122,22 @@ class GuardMiddleware:
             self._front.record_refusal(error, path, request_id)
             answer = error_answer(error, shape, request_id)
             await send_answer(send, answer, {REQUEST_ID_HEADER: request_id})
+
+    def _stored(self, send: Send, principal: Principal, request_id: str) -> Send:
+        """The way out for a stored response, which is edited each time it is read."""
+        front = self._front
+        canary = front.owners.canary(principal, request_id)
+        rules = front.guard.screen_output(canaries=[canary] if canary else [])
+        editors: list[Editor] = [output_editor(rules, Shape.RESPONSES)]
+        logprobs = front.hardening.stored()
+        if logprobs is not None:
+            editors.insert(0, logprobs)
+
+        def failed(error: RequestError) -> Answer:
+            self._front.record_refusal(error, _STORED_PATH, request_id)
+            return error_answer(error, Shape.RESPONSES, request_id)
+
+        return Rewriter(send, editors, failed).send
 
     def _route(self, scope: Scope) -> tuple[Route | None, str]:
         path: str = scope["path"]
@@ -140,13 +161,10 @@ class GuardMiddleware:
         front = self._front
         if route.group is None:
             return front.nobody, Standing(front.nobody.id)
-        # With this header the address is what the caller says: uvicorn takes it from whoever comes
-        # over loopback, and that is everybody where callers need no key.
-        client = None if "x-forwarded-for" in headers else scope.get("client")
         principal = front.identity.authenticate(
             authorization=headers.get("authorization"),
             api_key=headers.get("x-api-key"),
-            client_host=client[0] if client else None,
+            client_host=client_address(scope),
         )
         standing = front.standing(principal, route)
         if front.policy.response.mode is Mode.ENFORCE:

@@ -1,0 +1,245 @@
+"""Sanitises the text in answers of vLLM's protocols: every channel of every choice, whole or
+streamed.
+
+A channel is what a client puts together into one text: the content, the reasoning, the arguments
+of one tool call. Each has a reader of its own (`text/sanitize.py`). What is held back of it comes
+out with a later event, at the latest with the one that ends the channel. Token ids and
+log-probabilities spell the text too, so they come out with the text that they belong to, or not at
+all when something was taken out of it.
+
+Does not cover: answers of token ids without text (`/inference/v1/generate` in its default mode).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+from vauban.hosts.vllm.answers import CONTENT_FILTER
+from vauban.hosts.vllm.rewrite import Event
+from vauban.text.sanitize import Sanitizer, Stream
+
+_TEXTS: Final = ("reasoning", "reasoning_content", "content", "refusal", "text")
+_ATTACHED: Final = ("logprobs", "token_ids")
+_DONE: Final = b"data: [DONE]\n\n"
+
+Key = tuple[Any, ...]
+
+
+class Channels:
+    """The readers of one answer, and what all of them found."""
+
+    def __init__(self, rules: Sanitizer) -> None:
+        self.rules = rules
+        self.findings: Counter[tuple[str, str]] = Counter()
+        self._open: dict[Key, Stream] = {}
+        self._cleaned: dict[tuple[str, bool], str] = {}
+
+    def feed(self, key: Key, text: str, *, json: bool = False) -> tuple[str, Stream]:
+        stream = self._open.get(key)
+        if stream is None:
+            stream = self._open[key] = self.rules.stream(json=json)
+        return stream.feed(text), stream
+
+    def close(self, key: Key) -> str:
+        """What is left of a channel that has ended."""
+        stream = self._open.pop(key, None)
+        if stream is None:
+            return ""
+        rest = stream.finish()
+        self.findings.update(stream.findings)
+        return rest
+
+    def close_all(self) -> None:
+        """Nothing more is read; what is held is dropped."""
+        for stream in self._open.values():
+            self.findings.update(stream.findings)
+        self._open.clear()
+
+    def whole(self, text: str, *, json: bool = False) -> tuple[str, Stream]:
+        cleaned, stream = self.rules.whole(text, json=json)
+        self.findings.update(stream.findings)
+        return cleaned, stream
+
+    def repeated(self, text: str, *, json: bool = False) -> str:
+        """A text that was read before, piece by piece, and now comes whole."""
+        if (text, json) not in self._cleaned:
+            if len(self._cleaned) >= 8:
+                self._cleaned.clear()
+            self._cleaned[text, json] = self.rules.whole(text, json=json)[0]
+        return self._cleaned[text, json]
+
+
+class ChoicesEditor:
+    """Chat and plain completions, and whatever else answers in `choices`."""
+
+    def __init__(self, rules: Sanitizer) -> None:
+        self.stopped = False
+        self._channels = Channels(rules)
+        self._choices: dict[int, _Choice] = {}
+
+    @property
+    def findings(self) -> Counter[tuple[str, str]]:
+        self._channels.close_all()
+        return self._channels.findings
+
+    def body(self, payload: Any) -> bool:
+        choices = payload.get("choices") if isinstance(payload, dict) else None
+        changed = False
+        for choice in choices if isinstance(choices, list) else ():
+            changed = self._whole(choice) or changed
+        return changed
+
+    def event(self, event: Event) -> Iterable[Event]:
+        data = event.data
+        choices = data.get("choices") if isinstance(data, dict) else None
+        if not isinstance(choices, list) or not choices:
+            return (event,)
+        for part in choices:
+            index = part.get("index", 0)
+            choice = self._choices.setdefault(index, _Choice(self._channels, index))
+            choice.edit(part)
+            if choice.stopped:
+                return self._stop(event, part)
+        return (event.changed(),)
+
+    def end(self) -> Iterable[Event]:
+        return ()
+
+    def _stop(self, event: Event, last: dict[str, Any]) -> Iterable[Event]:
+        self.stopped = True
+        is_chat = "delta" in last
+        ended = []
+        for index, choice in sorted(self._choices.items()):
+            said: dict[str, Any] = {"delta": {}} if is_chat else {"text": ""}
+            if index == last.get("index", 0):
+                said = {name: last[name] for name in said}
+            elif choice.finished:
+                continue
+            ended.append(
+                {"index": index, **said, "logprobs": None, "finish_reason": CONTENT_FILTER}
+            )
+        event.data["choices"] = ended
+        return (event.changed(), Event(None, raw=_DONE))
+
+    def _whole(self, choice: dict[str, Any]) -> bool:
+        stopped = cut = changed = False
+        for holder, name, json in _texts_of(choice.get("message"), choice):
+            if stopped:
+                holder[name] = "{}" if json else ""
+                continue
+            cleaned, stream = self._channels.whole(holder[name], json=json)
+            changed = changed or cleaned != holder[name]
+            holder[name] = cleaned
+            stopped, cut = stream.stopped, cut or bool(stream.cuts) or stream.stopped
+        if cut:
+            for name in _ATTACHED:
+                if choice.get(name) is not None:
+                    choice[name] = None
+        if stopped:
+            choice["finish_reason"] = CONTENT_FILTER
+            if isinstance(choice.get("message"), dict):
+                choice["message"].pop("tool_calls", None)
+        return changed or stopped or cut
+
+
+class _Choice:
+    """One choice of a stream."""
+
+    def __init__(self, channels: Channels, index: int) -> None:
+        self.stopped = self.finished = False
+        self._channels = channels
+        self._index = index
+        self._current: Key | None = None
+        self._stream: Stream | None = None
+        self._waiting: deque[tuple[Stream, int, int, dict[str, Any]]] = deque()
+
+    def edit(self, part: dict[str, Any]) -> None:
+        """Edit what one event says of this choice in place."""
+        delta = part.get("delta")
+        attached = {name: part.pop(name) for name in _ATTACHED if part.get(name)}
+        before = 0
+        for holder, name, json in list(_texts_of(delta, part)):
+            key = (self._index, name, _call_index(delta, holder) if json else 0)
+            if key != self._current:
+                self._close(delta if isinstance(delta, dict) else part)
+                self._current, self._stream = key, None
+            before = self._stream.fed if self._stream is not None else 0
+            holder[name], self._stream = self._channels.feed(key, holder[name], json=json)
+            if self._stream.stopped:
+                self.stopped = True
+                return
+        if attached and self._stream is not None:
+            self._waiting.append((self._stream, before, self._stream.fed, attached))
+        elif attached:
+            part.update(attached)
+        if part.get("finish_reason") is not None:
+            self.finished = True
+            self._close(delta if isinstance(delta, dict) else part)
+        self._attach(part)
+
+    def _close(self, holder: dict[str, Any]) -> None:
+        """End the current channel; what is left of it goes into `holder`."""
+        if self._current is None:
+            return
+        key, self._current = self._current, None
+        rest = self._channels.close(key)
+        if self._stream is not None and self._stream.stopped:
+            self.stopped = True
+        if not rest:
+            return
+        if key[1] != "arguments":
+            holder[key[1]] = (holder.get(key[1]) or "") + rest
+            return
+        calls = holder.setdefault("tool_calls", [])
+        for call in calls:
+            if call.get("index") == key[2]:
+                function = call.setdefault("function", {})
+                function["arguments"] = (function.get("arguments") or "") + rest
+                return
+        calls.insert(0, {"index": key[2], "function": {"arguments": rest}})
+
+    def _attach(self, part: dict[str, Any]) -> None:
+        """Give out the log-probabilities and ids of text that has gone out as it was said."""
+        while self._waiting:
+            stream, start, end, attached = self._waiting[0]
+            if stream.released < end and not self.finished:
+                return
+            self._waiting.popleft()
+            if stream.stopped or any(cut.start < end and start < cut.end for cut in stream.cuts):
+                continue
+            for name, value in attached.items():
+                part[name] = _joined(part.get(name), value)
+
+
+def _call_index(delta: Any, function: dict[str, Any]) -> Any:
+    for call in delta.get("tool_calls") or () if isinstance(delta, dict) else ():
+        if call.get("function") is function:
+            return call.get("index", 0)
+    return 0
+
+
+def _joined(known: Any, more: Any) -> Any:
+    """Two pieces of parallel lists as one."""
+    if known is None:
+        return more
+    if isinstance(known, list) and isinstance(more, list):
+        return known + more
+    if isinstance(known, dict) and isinstance(more, dict):
+        return {name: _joined(known.get(name), more.get(name)) for name in known | more}
+    return known
+
+
+def _texts_of(*holders: Any) -> Iterator[tuple[dict[str, Any], str, bool]]:
+    """The texts of a message, delta or choice: their holder, name, and whether they are JSON."""
+    for holder in holders:
+        if not isinstance(holder, dict):
+            continue
+        for name in _TEXTS:
+            if isinstance(holder.get(name), str):
+                yield holder, name, False
+        calls = [call.get("function") for call in holder.get("tool_calls") or ()]
+        for function in (*calls, holder.get("function_call")):
+            if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+                yield function, "arguments", True

@@ -1,0 +1,54 @@
+"""What comes with one request: who sent it, and the application's work as a task."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from vauban.hosts.vllm.rewrite import Rewriter
+
+
+def client_address(scope: Scope) -> str | None:
+    """The peer's address, or None where it is what the caller says.
+
+    With X-Forwarded-For uvicorn takes it from whoever comes over loopback, and that is everybody
+    where callers need no key.
+    """
+    if any(name.lower() == b"x-forwarded-for" for name, _ in scope["headers"]):
+        return None
+    client = scope.get("client")
+    return str(client[0]) if client else None
+
+
+def start(
+    rewriter: Rewriter, app: ASGIApp, scope: Scope, receive: Receive, send: Send
+) -> asyncio.Future[None]:
+    """Begin. When an editor ends the answer, the work is cancelled: vLLM then aborts the request
+    and frees its KV cache."""
+    serving = asyncio.ensure_future(_run(app, scope, receive, send))
+
+    def cancel() -> None:
+        serving.cancel()
+
+    rewriter.on_stop = cancel
+    return serving
+
+
+async def finish(serving: asyncio.Future[None], rewriter: Rewriter) -> None:
+    """Wait until the application has answered, or an editor has ended the answer."""
+    await asyncio.wait([serving])
+    if not rewriter.stopped:
+        serving.result()
+
+
+async def stop(serving: asyncio.Future[None]) -> None:
+    """Cancel the work and wait until it has let go."""
+    if not serving.done():
+        serving.cancel()
+        # What it raises on the way out is not what this request is answered with.
+        await asyncio.gather(serving, return_exceptions=True)
+
+
+async def _run(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    await app(scope, receive, send)

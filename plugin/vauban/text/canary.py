@@ -1,0 +1,47 @@
+"""Marks in the operator's text that nobody has a reason to say: who says one has read the text.
+
+They are found in the ASCII letters and digits of what is said, in any case and with anything
+between them, so spaced and punctuated ones too; also backwards, in base64, hex or rot13.
+"""
+
+from __future__ import annotations
+
+import base64
+import codecs
+from collections.abc import Iterable
+from typing import Final
+
+MIN_CHARS: Final = 12
+"""Letters and digits that a canary needs, so that none is found by chance."""
+_SMALL = bytes(n + 32 if chr(n).isupper() and n < 128 else n for n in range(256))
+_NOT_PLAIN = bytes(n for n in range(256) if n > 127 or not chr(n).isalnum())
+
+
+def folded(text: str) -> str:
+    """The ASCII letters and digits of a text, in small letters."""
+    return text.encode("ascii", "ignore").translate(_SMALL, _NOT_PLAIN).decode("ascii")
+
+
+def spellings(canaries: Iterable[str]) -> tuple[str, ...]:
+    """What to look for in folded text.
+
+    :raises ValueError: a canary has too few letters and digits.
+    """
+    found: dict[str, None] = {}
+    for canary in canaries:
+        plain = folded(canary)
+        if len(plain) < MIN_CHARS:
+            raise ValueError(f"a canary needs at least {MIN_CHARS} letters and digits")
+        raw = canary.encode()
+        spelled = [plain, plain[::-1], raw.hex(), folded(codecs.encode(canary, "rot13"))]
+        for text in (raw, raw[::-1]):
+            spelled += [folded(_core(text, shift)) for shift in range(3)]
+        found |= {spelling: None for spelling in spelled if len(spelling) >= MIN_CHARS}
+    return tuple(found)
+
+
+def _core(raw: bytes, shift: int) -> str:
+    """The base64 digits that depend on `raw` alone when `shift` bytes stand before it."""
+    digits = base64.b64encode(b"\0" * shift + raw).decode().rstrip("=")
+    cut_off = (len(raw) + shift) % 3 != 0  # the last digit also depends on what follows
+    return digits[(0, 2, 3)[shift] : len(digits) - cut_off]

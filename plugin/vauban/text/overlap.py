@@ -1,0 +1,63 @@
+"""Recognises the operator's own sentences in what a model says, word by word.
+
+The words of the operator's texts are kept as overlapping groups of four. What is said runs along
+them as long as each of its groups is one of these; a long run is the text being given away. Case
+and punctuation do not count.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+GROUP: Final = 4
+_GROUP_KNOWN = bytes([True] * GROUP)
+_WORD = re.compile(r"[0-9A-Za-z]+|[^\x00-\x7f]")
+
+Group = tuple[str, str, str, str]
+
+
+def words_of(text: str) -> list[str]:
+    """The words that count: runs of ASCII letters and digits, and each other character beyond
+    ASCII."""
+    if text.isascii():
+        return _WORD.findall(text.lower())
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+def spans_of(text: str) -> list[tuple[str, int]]:
+    """The same words, and where each begins."""
+    return [(found.group().lower(), found.start()) for found in _WORD.finditer(text)]
+
+
+def groups_of(words: list[str]) -> Iterable[Group]:
+    return zip(words, words[1:], words[2:], words[3:], strict=False)
+
+
+class Overlap:
+    """The groups of the operator's texts; false when there are none.
+
+    :param texts: what must not be said.
+    :param run_words: a run of so many words is a leak; of a shorter text, all of its words. A text
+        of less than eight words is too short to tell from anything else.
+    """
+
+    def __init__(self, texts: Iterable[str], run_words: int) -> None:
+        self.groups: set[Group] = set()
+        self._words: set[str] = set()
+        self.run_words = run_words
+        for text in texts:
+            words = words_of(text)
+            if len(words) >= 2 * GROUP:
+                self.groups.update(groups_of(words))
+                self._words.update(words)
+                self.run_words = min(self.run_words, len(words))
+
+    def __bool__(self) -> bool:
+        return bool(self.groups)
+
+    def touches(self, words: list[str]) -> bool:
+        """Whether any group of these words is one of the operator's."""
+        known = bytes(map(self._words.__contains__, words))
+        return _GROUP_KNOWN in known and not self.groups.isdisjoint(groups_of(words))

@@ -1,0 +1,299 @@
+"""Finds the passages of a text that must not be said, unit by unit: credentials, addresses that
+are fetched or carry data, and markup that runs.
+
+A unit is a word, a run of backticks, `![`, `<`, `>`, an escape of JSON, or a character that is not
+ASCII.
+Positions are those in the caller's buffer. What is code (a fenced block that begins at the start
+of a line, a closed span within one line) is not rendered, so markup in there is left alone, as far
+as HTML around it does not change what is code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from vauban.text import links, secret_rules
+
+WORD_CHARS: Final = r"A-Za-z0-9_\-+/=.~:%@?&#$*^"
+MAX_MARKUP_CHARS: Final = 2_048
+"""A tag, or the words of a picture, longer than that is taken to be none."""
+_MAX_SPAN_CHARS = 160
+_LOOK_BACK_CHARS = 96
+_MAX_WORD_CHARS = 4_096
+
+_KEY_BLOCK = re.compile(r"-----BEGIN [A-Z0-9 ]{0,32}PRIVATE KEY(?: BLOCK)?-----")
+_KEY_LINE = re.compile(
+    r"Proc-Type:|4|ENCRYPTED|DEK-Info:|Version:|Comment:|(?:AES|DES)[\w-]+"
+    r"|[A-Za-z0-9+/=]{16,}|[A-Za-z0-9+/]*[0-9+/=][A-Za-z0-9+/=]*"
+)
+_NUMBER = re.compile(r":*[-+.0-9eE]*")
+_TARGET = re.compile(r"\]\(\s{0,8}<?\s{0,8}\Z")
+_DEFINITION = re.compile(r"\]:\s{0,8}<?\Z")
+# Their content is not Markdown, up to an end that blank lines do not bring.
+_RAW_TAGS = frozenset({"pre", "textarea", "xmp", "plaintext", "script", "style", "title"})
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """`counts`: it is a finding of its own, not more of one."""
+
+    detector: str
+    start: int
+    end: int
+    counts: bool = True
+
+
+class Passages:
+    """Keeps what earlier units mean for later ones.
+
+    :param hosts: where addresses may point to.
+    :param markup: the text may be rendered.
+    """
+
+    def __init__(self, hosts: Sequence[str], *, markup: bool, json: bool) -> None:
+        self._hosts = hosts
+        self._json = json
+        self._markup = markup
+        self._key_to: int | None = None  # inside a key block, whose last line ended here
+        self._glued: tuple[int, str] | None = None  # a word was cut in two here
+        self._image: int | None = None
+        self._tag_at: int | None = None
+        self._tag: str | None = None
+        self._tag_from = 0
+        self._html = self._raw_html = False
+        self._fence = 0
+        self._info_line = self._closing = False
+        self._span: tuple[int, int] | None = None
+        self._span_broken = False
+        self._suspects: list[Passage] = []
+        self._after_newline = False
+
+    @property
+    def is_calm(self) -> bool:
+        """Nothing that was read changes what comes next."""
+        waiting = (self._key_to, self._glued, self._image, self._tag_at, self._tag, self._span)
+        return all(one is None for one in waiting) and not (
+            self._html or self._raw_html or self._fence or self._suspects
+        )
+
+    @property
+    def suspect(self) -> int | None:
+        """Where markup begins that is harmless only if the code span around it is closed."""
+        return self._suspects[0].start if self._suspects else None
+
+    def forget(self, chars: int) -> None:
+        """The caller's buffer lost so many characters at its start."""
+        self._tag_from -= chars
+        self._key_to = None if self._key_to is None else self._key_to - chars
+        self._image = None if self._image is None else self._image - chars
+        self._tag_at = None if self._tag_at is None else self._tag_at - chars
+        if self._glued is not None:
+            self._glued = (self._glued[0] - chars, self._glued[1])
+        if self._span is not None:
+            self._span = (self._span[0], self._span[1] - chars)
+        self._suspects = [
+            Passage(s.detector, s.start - chars, s.end - chars) for s in self._suspects
+        ]
+
+    def gap(self, text: str) -> None:
+        """Characters between two units."""
+        if not text:
+            return
+        if self._key_to is not None and text.strip(" \t\r\n\\"):
+            self._key_to = None
+        first_line, newline, _ = text.partition("\n")
+        if self._closing and first_line.strip(" \t\r"):
+            self._closing = False
+        if not newline:
+            self._after_newline = self._after_newline and not text.strip(" \t\r")
+            return
+        if self._closing:
+            self._fence, self._closing = 0, False
+        self._info_line = False
+        self._span_broken = self._span is not None
+        lines = text.split("\n")
+        blank = any(not line.strip(" \t\r") for line in lines[1:-1])
+        if blank or (self._after_newline and not first_line.strip(" \t\r")):
+            self._html = False
+        self._after_newline = not lines[-1].strip(" \t\r")
+
+    def unit(self, buffer: str, a: int, b: int, *, is_word: bool) -> list[Passage]:
+        """The next unit, `buffer[a:b]`; what was found in it or became certain by it.
+
+        `buffer` must hold `_LOOK_BACK_CHARS` before the unit (if there are so many), and the
+        character after it unless the text ends there.
+        """
+        self._closing = False
+        self._after_newline = False
+        if (
+            is_word
+            and b - a < secret_rules.MIN_WORD_CHARS
+            and self._span is None
+            and self._key_to is None
+            and self._glued is None
+            and self._tag_at is None
+            and self._tag is None
+        ):
+            word = buffer[a:b]
+            if ":" not in word and "/" not in word and "--" not in word:
+                return []  # nearly always
+        found = self._settle(a)
+        if is_word:
+            found.extend(self._word(buffer, a, b))
+        else:
+            found.extend(self._sign(buffer, a, b))
+        if self._image is not None and b - self._image > MAX_MARKUP_CHARS:
+            self._image = None
+        if self._tag is not None and b - self._tag_from > MAX_MARKUP_CHARS:
+            self._tag = None
+        return found
+
+    def end(self) -> list[Passage]:
+        """The text ends: a span that is still open is none."""
+        self._span_broken = self._span is not None
+        return self._settle(0)
+
+    def _settle(self, a: int) -> list[Passage]:
+        if self._span is None:
+            return []
+        if not self._span_broken and a - self._span[1] <= _MAX_SPAN_CHARS:
+            return []
+        found, self._suspects = self._suspects, []
+        self._html = self._html or bool(found)
+        self._span, self._span_broken = None, False
+        return found
+
+    # -- signs ---------------------------------------------------------------------------------
+
+    def _sign(self, buffer: str, a: int, b: int) -> Iterator[Passage]:
+        sign = buffer[a]
+        if sign == "\\" and self._key_to is not None and buffer[a + 1] in "nrt\\/u":  # of JSON
+            yield Passage("secrets", self._key_to, b, counts=False)
+            self._key_to = b
+            return
+        self._key_to = None
+        if not self._markup:
+            return
+        if sign == "`":
+            self._ticks(buffer, a, b - a)
+        elif sign == "<":
+            self._tag_at = b
+            return
+        elif sign == ">":
+            self._tag = None
+        elif b - a == 2:
+            self._image = a
+        elif sign == "!" and self._tag_at == a and not self._fence:
+            self._html = self._raw_html = True
+        self._tag_at = None
+
+    def _ticks(self, buffer: str, a: int, number: int) -> None:
+        at_line_start = a == 0 or buffer[a - 1] == "\n"
+        if self._fence:
+            if self._info_line:
+                self._fence, self._info_line = 0, False  # no fence has backticks behind it
+            else:
+                self._closing = at_line_start and number >= self._fence
+        elif number >= 3 and at_line_start and not self._is_html:
+            self._fence, self._info_line = number, True
+        elif self._span is None:
+            self._span, self._span_broken = (number, a), False
+        elif self._span[0] == number:
+            self._span = None
+            self._suspects.clear()
+
+    @property
+    def _is_html(self) -> bool:
+        return self._html or self._raw_html
+
+    @property
+    def _in_code(self) -> bool:
+        return bool(self._fence) and not self._info_line
+
+    # -- words ---------------------------------------------------------------------------------
+
+    def _word(self, buffer: str, a: int, b: int) -> Iterator[Passage]:
+        word, cut_short = buffer[a:b], b - a == _MAX_WORD_CHARS
+        glued, self._glued = self._glued, None
+        tag_at, self._tag_at = self._tag_at, None
+        if self._json and _NUMBER.fullmatch(word):
+            passages = []  # without it the rest would be no JSON
+        elif glued is not None and glued[0] == a:
+            passages = [Passage(glued[1], a, b, counts=False)]
+        else:
+            passages = [*self._key(buffer, word, a, b)]
+            if not passages:
+                passages = [*self._read_word(buffer if not cut_short else buffer[:b], word, a, b)]
+            passages += self._active(word, a, b, opens_tag=tag_at == a)
+        if cut_short:
+            whole = next((p.detector for p in passages if p.end == b), "")
+            self._glued = (b, whole) if whole else None
+        yield from passages
+
+    def _key(self, buffer: str, word: str, a: int, b: int) -> Iterator[Passage]:
+        if self._key_to is not None and "-----" not in word and _KEY_LINE.fullmatch(word):
+            yield Passage("secrets", self._key_to, b, counts=False)
+            self._key_to = b
+            return
+        self._key_to = None
+        if "-----" not in word:
+            return
+        for found in _KEY_BLOCK.finditer(buffer, max(0, a - _LOOK_BACK_CHARS), b):
+            if found.end() > a:
+                yield Passage("secrets", found.end(), b)
+                self._key_to = b
+
+    def _read_word(self, buffer: str, word: str, a: int, b: int) -> Iterator[Passage]:
+        if len(word) >= secret_rules.MIN_WORD_CHARS or "//" in word:
+            at = secret_rules.secret_start(buffer, a, b)
+            if at is not None:
+                yield Passage("secrets", at, b)
+                return
+        if "//" not in word and (span := secret_rules.drawn_span(word)):
+            named = secret_rules.is_named(buffer, a + span[0])
+            yield Passage("secrets" if named else "entropy", a + span[0], b)
+        if ":" in word or "//" in word:
+            yield from self._address(buffer, word, a, b)
+
+    def _address(self, buffer: str, word: str, a: int, b: int) -> Iterator[Passage]:
+        before = buffer[max(0, a - 24) : a]
+        target = _TARGET.search(before) is not None
+        at = links.address_start(word)
+        is_picture = not self._in_code and (
+            (target and self._image is not None)
+            or _DEFINITION.search(buffer[max(0, a - 24) : a + (at or 0)]) is not None
+            or self._tag not in (None, "a")
+        )
+        if target:
+            self._image = None
+        running = links.script_start(word, as_target=target)
+        if running is not None and self._markup and not self._in_code:
+            yield Passage("active", a + running, b)
+        elif at is not None and not links.is_allowed(word[at:], self._hosts):
+            if is_picture and links.fetches(word[at:]):
+                yield Passage("images", a + at, b)
+            elif "://" in word and links.carries_data(word[at:]):
+                yield Passage("links", a + at, b)
+
+    def _active(self, word: str, a: int, b: int, *, opens_tag: bool) -> Iterator[Passage]:
+        if not self._markup or self._in_code:
+            return
+        name = links.tag_name(word) if opens_tag else None
+        if name is not None:
+            self._tag, self._tag_from = name, a
+            if self._span is None:
+                self._html = True
+                self._raw_html = self._raw_html or name in _RAW_TAGS
+        elif opens_tag and word[0] == "?":
+            self._html = self._raw_html = True
+        if (name is not None and links.is_active(name)) or (
+            self._tag is not None and not opens_tag and links.is_handler(word)
+        ):
+            passage = Passage("active", a, b)
+            if self._span is not None and not self._is_html:
+                self._suspects.append(passage)
+            else:
+                yield passage

@@ -1,0 +1,399 @@
+"""Takes out of a model's answer what must not leave, before the client sees it.
+
+A `Sanitizer` holds the rules of one answer, a `Stream` reads one channel of it: the text, the
+reasoning, or the arguments of one tool call. Text is read unit by unit, and a unit is judged when
+it is complete, by itself and by what stood before it. So what comes out depends on the whole text
+only, never on how it was cut into pieces. Held back are the last `hold_back` characters, a word
+that is not complete, and a run of the operator's words that may become a leak; all are bounded.
+
+Covers: credentials, also long ones (of a block with a key each line is taken out, up to its end;
+of a word over `MAX_WORD_CHARS` the rest shares the fate of what came before); canaries; the
+operator's sentences; pictures and links to other hosts; markup that runs; control characters.
+Does not cover: other things that the model was told to write in disguise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from vauban.policy import OutputPolicy
+from vauban.text import canary
+from vauban.text.json_strings import JsonStrings
+from vauban.text.overlap import GROUP, Overlap, spans_of, words_of
+from vauban.text.passages import WORD_CHARS, Passage, Passages
+
+DETECTORS: Final = (
+    "secrets", "entropy", "canary", "prompt", "images", "links", "active", "control",
+)  # fmt: skip
+MAX_WORD_CHARS: Final = 4_096
+MAX_TICKS: Final = 64
+BLOCK_CHARS: Final = 768
+_FOLDED_CHARS: Final = 512
+_HISTORY_CHARS: Final = 160
+_QUIET_WORD_CHARS: Final = 15
+
+_WORD = rf"([{WORD_CHARS}]{{1,{MAX_WORD_CHARS}}})"
+_UNIT = re.compile(rf"{_WORD}|`{{1,{MAX_TICKS}}}|!\[?|[<>]|[^\x00-\x7f]")
+_JSON_UNIT = re.compile(rf"{_WORD}|\\(?:u[0-9a-fA-F]{{4}}|[^u])|[^\x00-\x7f]")
+_LONG_WORD = re.compile(rf"[{WORD_CHARS}]{{{_QUIET_WORD_CHARS + 1}}}")
+_TRAILING = "".join(c for c in map(chr, range(33, 127)) if re.match(f"[{WORD_CHARS}`!]", c))
+# A block without these, and without long words, has nothing in it that a rule could find.
+_NOTABLE = ("<", ">", "`", "![", "//", "]:", "----")
+_NOTABLE_SCHEMES = ("script:", "data:")
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e0fff]"
+)
+_CONTROL_BYTES = bytes(n for n in range(128) if _CONTROL.match(chr(n)))
+_JSON_CONTROL = re.compile(
+    r"(?i)\\u(?:00(?:0[0-8bcef]|1[0-9a-f]|7f|[89][0-9a-f])|202[a-e]|206[6-9])"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Characters `start` to `end` of a channel, taken out."""
+
+    start: int
+    end: int
+    detector: str
+    mark: str
+
+
+class Sanitizer:
+    """The rules for one answer.
+
+    :param operator_texts: what must not be repeated at length.
+    :param canaries: marks that must not be said, beside those of the policy.
+    """
+
+    def __init__(
+        self,
+        policy: OutputPolicy,
+        operator_texts: Iterable[str] = (),
+        canaries: Iterable[str] = (),
+    ) -> None:
+        self.policy = policy
+        self.actions: dict[str, str] = {name: getattr(policy, name) for name in DETECTORS}
+        looked_for = (*policy.canaries, *canaries) if self.actions["canary"] != "off" else ()
+        self.canaries = canary.spellings(looked_for)
+        texts = operator_texts if self.actions["prompt"] != "off" else ()
+        self.overlap = Overlap(texts, policy.prompt_words)
+        self.hosts = tuple(host.lower().strip(".") for host in policy.allowed_hosts)
+
+    def stream(self, *, json: bool = False, markup: bool = True) -> Stream:
+        """A reader for one channel.
+
+        :param json: the text is JSON, as the arguments of a tool call are.
+        :param markup: somebody's program may render it.
+        """
+        return Stream(self, json=json, markup=markup)
+
+    def whole(self, text: str, *, json: bool = False, markup: bool = True) -> tuple[str, Stream]:
+        """What may go out of a whole text, and the reader it went through."""
+        stream = self.stream(json=json, markup=markup)
+        return stream.feed(text) + stream.finish(), stream
+
+    def takes(self, detector: str) -> bool:
+        """Whether what this detector finds is taken out."""
+        return self.actions[detector] not in ("monitor", "off")
+
+    def mark(self, detector: str) -> str:
+        if detector == "control":
+            return ""
+        if self.actions[detector] == "replace":
+            return self.policy.replacement
+        return f"[redacted: {detector}]"
+
+
+class Stream:
+    """Reads one channel. `stopped`: a detector ended the answer; nothing more comes out.
+
+    `findings` counts by detector and action. `fed` and `released` are characters, without dropped
+    control characters; `cuts` are the last of what was taken out.
+    """
+
+    def __init__(self, rules: Sanitizer, *, json: bool, markup: bool) -> None:
+        self.stopped = False
+        self.findings: Counter[tuple[str, str]] = Counter()
+        self.cuts: list[Cut] = []
+        self.released = 0
+        self._rules = rules
+        self._hold = rules.policy.hold_back
+        self._json = json
+        self._unit = _JSON_UNIT if json else _UNIT
+        self._passages = Passages(rules.hosts, markup=markup and not json, json=json)
+        self._strings = JsonStrings() if json else None
+        self._buffer = ""
+        self._base = 0  # where in the channel the buffer begins
+        self._read_to = 0
+        self._floor = 0  # retroactive cuts begin here at the earliest
+        self._said: list[tuple[str, int]] = []  # the last words of a group, and where they begin
+        self._run = 0
+        self._run_from = self._run_to = 0
+        self._folded = ""
+
+    @property
+    def fed(self) -> int:
+        return self._base + len(self._buffer)
+
+    def feed(self, text: str) -> str:
+        """Read on; returns what may go out now."""
+        if self.stopped or not text:
+            return ""
+        for piece in self._without_control(text):
+            self._buffer += piece
+            self._read(final=False)
+            if self.stopped:
+                break
+        return self._release(self._read_to - self._hold)
+
+    def finish(self) -> str:
+        """The rest, at the end of the channel."""
+        if self.stopped:
+            return ""
+        self._read(final=True)
+        for passage in self._passages.end():
+            self._act(passage)
+        self._run = 0
+        return self._release(self.fed)
+
+    def _without_control(self, text: str) -> Iterator[str]:
+        """The pieces between control characters, each of which is counted when it is reached."""
+        action = self._rules.actions["control"]
+        if action == "off" or (
+            text.isascii() and len(text.encode().translate(None, _CONTROL_BYTES)) == len(text)
+        ):
+            yield text
+            return
+        last = 0
+        for found in _CONTROL.finditer(text):
+            yield text[last : found.start()]
+            if action == "stop":
+                self._read(final=True)
+                if not self.stopped:
+                    self._count("control", 1)
+                    self._halt(self.fed)
+                return
+            self._count("control", 1)
+            last = found.start() if action == "monitor" else found.end()
+        yield text[last:]
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def _read(self, *, final: bool) -> None:
+        buffer, at = self._buffer, self._read_to - self._base
+        while not self.stopped and at < len(buffer):
+            quiet_to = self._skip_quiet(buffer, at)
+            at = self._read_units(buffer, quiet_to, quiet_to + BLOCK_CHARS, final=final)
+            self._read_to = self._base + at if not self.stopped else self._read_to
+            if at < min(quiet_to + BLOCK_CHARS, len(buffer)):
+                return  # a unit at the end is not complete
+
+    def _read_units(self, buffer: str, start: int, stop: int, *, final: bool) -> int:
+        """Read from `start` to the first unit at or after `stop`; returns how far it came."""
+        end = len(buffer)
+        last = start
+        gap = self._passages.gap
+        for found in self._unit.finditer(buffer, start):
+            a, b = found.span()
+            if a >= stop or (b == end and not final and self._may_grow(found)):
+                end = a
+                break
+            if last < a:
+                gap(buffer[last:a])
+            self._step(buffer, a, b, is_word=found.lastindex is not None)
+            if self.stopped:
+                return b
+            last = b
+        if self._json and not final and (at := buffer.find("\\", last, end)) >= 0:
+            end = at  # the rest of an escape is to come
+        gap(buffer[last:end])
+        return end
+
+    def _may_grow(self, found: re.Match[str]) -> bool:
+        text = found.group()
+        if found.group(1) is not None:
+            return len(text) < MAX_WORD_CHARS
+        return text == "!" or (text[0] == "`" and len(text) < MAX_TICKS)
+
+    def _skip_quiet(self, buffer: str, start: int) -> int:
+        """Pass over blocks in which no rule could find anything; the result is as if they had
+        been read unit by unit."""
+        while len(buffer) - start > BLOCK_CHARS and not self._json:
+            if self._run or not self._passages.is_calm:
+                break
+            block = buffer[start : start + BLOCK_CHARS].rstrip(_TRAILING)
+            if not block or not self._is_quiet(block, buffer[max(0, start - 2) : start], start):
+                break
+            start += len(block)
+            self._floor = max(self._floor, self._base + start - self._hold)
+        return start
+
+    def _is_quiet(self, block: str, before: str, start: int) -> bool:
+        joined = before + block
+        if any(sign in joined for sign in _NOTABLE):
+            return False
+        if max(map(len, block.split()), default=0) > _QUIET_WORD_CHARS and _LONG_WORD.search(block):
+            return False
+        low = joined.lower()
+        if any(scheme in low for scheme in _NOTABLE_SCHEMES):
+            return False
+        rules = self._rules
+        folded = self._folded
+        if rules.canaries:
+            folded += canary.folded(block)
+            if any(spelling in folded for spelling in rules.canaries):
+                return False
+        if rules.overlap:
+            words = [word for word, _ in self._said] + words_of(block)
+            if rules.overlap.touches(words):
+                return False
+            # Nothing that begins before the last `hold_back` characters can be taken out.
+            first = max(0, len(block) - self._hold)
+            begins = [at for _, at in spans_of(block[first:])]
+            places = [0] * GROUP + [self._base + start + first + at for at in begins]
+            self._said = list(zip(words, places[-len(words) :], strict=False))[1 - GROUP :]
+        self._folded = folded[-_FOLDED_CHARS:]
+        return True
+
+    def _step(self, buffer: str, a: int, b: int, *, is_word: bool) -> None:
+        start, end = self._base + a, self._base + b
+        floor = start - self._hold
+        if floor > self._floor:
+            self._floor = max(self._floor, min(floor, self._open(floor)))
+        for passage in self._passages.unit(buffer, a, b, is_word=is_word):
+            self._act(passage)
+        if self._json and not is_word and _JSON_CONTROL.fullmatch(buffer, a, b):
+            self._act(Passage("control", a, b))
+        if self._rules.overlap and not self.stopped:
+            self._follow(buffer[a:b], start, end)
+        if is_word and self._rules.canaries and not self.stopped:
+            self._listen(buffer, a, b)
+
+    def _open(self, otherwise: int) -> int:
+        """Where what is held for another reason than `hold_back` begins."""
+        if self._run and not self._leaking and self._rules.takes("prompt"):
+            otherwise = min(otherwise, self._run_from)
+        suspect = self._passages.suspect
+        return otherwise if suspect is None else min(otherwise, self._base + suspect)
+
+    # -- the operator's sentences and canaries ---------------------------------------------------
+
+    @property
+    def _leaking(self) -> bool:
+        return self._run >= self._rules.overlap.run_words
+
+    def _follow(self, unit: str, start: int, end: int) -> None:
+        for word, at in spans_of(unit):
+            recent = [*self._said, (word, start + at)]
+            self._said = recent[1 - GROUP :]
+            if tuple(word for word, _ in recent[-GROUP:]) not in self._rules.overlap.groups:
+                self._run = 0
+                continue
+            if not self._run:
+                self._run, self._run_from = GROUP - 1, recent[-GROUP][1]
+            self._run += 1
+            if self._run == self._rules.overlap.run_words:
+                self._count("prompt", 1)
+                self._take("prompt", self._run_from, end)
+            elif self._leaking:
+                self._take("prompt", self._run_to, end)
+            self._run_to = end
+
+    def _listen(self, buffer: str, a: int, b: int) -> None:
+        new = canary.folded(buffer[a:b])
+        self._folded = (self._folded + new)[-max(_FOLDED_CHARS, len(new)) :]
+        ending = self._folded[-len(new) - 2 :] if new else ""
+        for spelling in self._rules.canaries:
+            if spelling[-3:] not in ending:
+                continue
+            at = self._folded.find(spelling, max(0, len(self._folded) - len(new) - len(spelling)))
+            if at < 0:
+                continue
+            first, left = b, len(self._folded) - at
+            while left and first:
+                first -= 1
+                left -= buffer[first].isascii() and buffer[first].isalnum()
+            self._folded = ""
+            self._act(Passage("canary", first, b))
+            return
+
+    # -- what to do ------------------------------------------------------------------------------
+
+    def _act(self, passage: Passage) -> None:
+        if self._rules.actions[passage.detector] == "off" or self.stopped:
+            return
+        if passage.counts:
+            self._count(passage.detector, 1)
+        self._take(passage.detector, self._base + passage.start, self._base + passage.end)
+
+    def _count(self, detector: str, number: int) -> None:
+        self.findings[detector, self._rules.actions[detector]] += number
+
+    def _take(self, detector: str, start: int, end: int) -> None:
+        if not self._rules.takes(detector):
+            return
+        start = max(start, self._floor)
+        if self._rules.actions[detector] == "stop":
+            self._halt(start)
+            return
+        if start >= end:
+            return
+        mark = self._rules.mark(detector)
+        while self.cuts and (
+            self.cuts[-1].end > start
+            or (self.cuts[-1].end == start and self.cuts[-1].detector == detector)
+        ):
+            known = self.cuts.pop()
+            if known.start <= start:
+                start, detector, mark = known.start, known.detector, known.mark
+            end = max(end, known.end)
+        self.cuts.append(Cut(start, end, detector, mark))
+
+    def _halt(self, at: int) -> None:
+        self.stopped = True
+        self._read_to = at
+
+    def _release(self, upto: int) -> str:
+        if self.stopped:
+            upto = self._read_to
+        upto = max(self.released, upto if self.stopped else self._open(upto))
+        out: list[str] = []
+        at = self.released
+        for cut in [cut for cut in self.cuts if cut.end > at]:
+            if cut.start >= upto:
+                break
+            mark = cut.mark if cut.start >= at else ""
+            out.append(self._written(max(at, cut.start), at))
+            at = min(cut.end, upto)
+            if self._strings is None:
+                out.append(mark)
+            else:
+                out.append(self._strings.drop(self._text(max(cut.start, self.released), at), mark))
+        if at < upto:
+            out.append(self._written(upto, at))
+        self.released = upto
+        self._forget()
+        return "".join(out)
+
+    def _text(self, start: int, end: int) -> str:
+        return self._buffer[start - self._base : end - self._base]
+
+    def _written(self, end: int, start: int) -> str:
+        text = self._text(start, end)
+        if self._strings is not None:
+            self._strings.follow(text)
+        return text
+
+    def _forget(self) -> None:
+        """Drop what was let out, but for what rules look back on."""
+        spare = min(self.released, self._read_to) - _HISTORY_CHARS - self._base
+        if spare > BLOCK_CHARS:
+            self._buffer = self._buffer[spare:]
+            self._base += spare
+            self._passages.forget(spare)
+            self.cuts = [cut for cut in self.cuts[:-1] if cut.end > self.released] + self.cuts[-1:]

@@ -1,0 +1,343 @@
+"""Every text channel of every protocol is sanitised, whole and streamed alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vauban.hosts.vllm.output_events import output_editor
+from vauban.hosts.vllm.rewrite import Event
+from vauban.policy import OutputPolicy
+from vauban.protocol.shapes import Shape
+from vauban.text.sanitize import Sanitizer
+
+KEY = "AKIA" + "Q3EGRSEX7PLMNBVC"
+CANARY = "vc7k2m9q4x8w3z5t"
+PROMPT = "Never tell a customer the override code of the vault, and never promise a refund at all."
+TEXT = f"The first answer is {KEY}, see ![x](https://evil.test/?d=abc) and that was all of it."
+CLEAN = (
+    "The first answer is [redacted: secrets], see ![x]([redacted: images]) and that was all of it."
+)
+ARGUMENTS = json.dumps({"to": "a@b.test", "body": f"the key is {KEY}"})
+CLEAN_ARGUMENTS = json.dumps({"to": "a@b.test", "body": "the key is [redacted: secrets]"})
+ENDING = f"It is {CANARY} and more that nobody shall read."
+
+
+def rules(**fields: Any) -> Sanitizer:
+    return Sanitizer(OutputPolicy(**fields), [PROMPT], [CANARY])
+
+
+def pieces(text: str, size: int) -> list[str]:
+    return [text[n : n + size] for n in range(0, len(text), size)]
+
+
+def run(editor: Any, payloads: Iterable[Any]) -> list[Any]:
+    """What comes out for these events; nothing after the editor has stopped."""
+    out: list[Event] = []
+    for payload in payloads:
+        out.extend(editor.event(Event(payload, raw=b"x")))
+        if editor.stopped:
+            break
+    else:
+        out.extend(editor.end())
+    return [event.data for event in out if event.data is not None]
+
+
+sizes = pytest.mark.parametrize("size", [1, 5, 40, 1_000])
+
+
+# -- chat and plain completions ------------------------------------------------------------------
+
+
+def chunk(index: int = 0, finish: str | None = None, **delta: Any) -> dict[str, Any]:
+    choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+    return {"id": "c", "choices": [choice]}
+
+
+def call(number: int, arguments: str | None, name: str | None = None) -> dict[str, Any]:
+    return {"tool_calls": [{"index": number, "function": {"name": name, "arguments": arguments}}]}
+
+
+def put_together(payloads: list[Any], index: int = 0) -> dict[Any, str]:
+    """What a client makes of a stream."""
+    said: dict[Any, str] = {}
+    for payload in payloads:
+        for choice in payload["choices"]:
+            if choice["index"] != index:
+                continue
+            for name, text in choice["delta"].items():
+                if isinstance(text, str):
+                    said[name] = said.get(name, "") + text
+            for one in choice["delta"].get("tool_calls", []):
+                key = ("call", one["index"])
+                said[key] = said.get(key, "") + (one["function"].get("arguments") or "")
+    return said
+
+
+@sizes
+def test_all_channels_of_a_chat(size: int) -> None:
+    events = [
+        chunk(role="assistant", content=""),
+        *(chunk(reasoning=piece) for piece in pieces(TEXT, size)),
+        *(chunk(content=piece) for piece in pieces(TEXT, size)),
+        chunk(**call(0, None, "send")),
+        *(chunk(**call(0, piece)) for piece in pieces(ARGUMENTS, size)),
+        chunk(**call(1, "", "send")),
+        *(chunk(**call(1, piece)) for piece in pieces(ARGUMENTS, size)),
+        chunk(finish="tool_calls"),
+    ]
+    editor = output_editor(rules(), Shape.CHAT)
+    said = put_together(run(editor, events))
+    assert said["reasoning"] == said["content"] == CLEAN
+    assert said["call", 0] == said["call", 1] == CLEAN_ARGUMENTS
+    assert editor.findings == {("secrets", "redact"): 4, ("images", "redact"): 2}
+
+
+@sizes
+def test_choices_are_kept_apart(size: int) -> None:
+    a, b = pieces(TEXT, size), pieces("Nothing to see in the second one, really.", size)
+    events = []
+    for n in range(max(len(a), len(b))):
+        events += [chunk(0, content=a[n])] if n < len(a) else []
+        events += [chunk(1, content=b[n])] if n < len(b) else []
+    events += [chunk(1, finish="stop"), chunk(0, finish="length")]
+    out = run(output_editor(rules(), Shape.CHAT), events)
+    assert put_together(out, 0)["content"] == CLEAN
+    assert put_together(out, 1)["content"] == "".join(b)
+    assert len(out) == len(events)
+
+
+def test_the_rest_may_come_with_the_last_words() -> None:
+    out = run(output_editor(rules(), Shape.CHAT), [chunk(content=TEXT, finish="stop")])
+    assert put_together(out)["content"] == CLEAN
+
+
+@sizes
+def test_plain_completions(size: int) -> None:
+    events = [
+        {"choices": [{"index": 0, "text": piece, "logprobs": None, "finish_reason": None}]}
+        for piece in pieces(TEXT, size)
+    ]
+    events.append({"choices": [{"index": 0, "text": "", "finish_reason": "stop"}]})
+    out = run(output_editor(rules(), Shape.COMPLETION), events)
+    assert "".join(payload["choices"][0]["text"] for payload in out) == CLEAN
+
+
+@sizes
+def test_logprobs_do_not_spell_what_was_taken_out(size: int) -> None:
+    events = []
+    for piece in pieces(TEXT, size):
+        event = chunk(content=piece)
+        entries = [{"token": letter, "logprob": -1.0} for letter in piece]
+        event["choices"][0]["logprobs"] = {"content": entries}
+        event["choices"][0]["token_ids"] = [ord(letter) for letter in piece]
+        events.append(event)
+    events.append(chunk(finish="stop"))
+    out = run(output_editor(rules(), Shape.CHAT), events)
+    choices = [payload["choices"][0] for payload in out]
+    given_out = [c["logprobs"]["content"] for c in choices if c.get("logprobs")]
+    spelt = "".join(entry["token"] for entries in given_out for entry in entries)
+    ids = "".join(chr(n) for choice in choices for n in choice.get("token_ids") or ())
+    assert spelt == ids
+    assert not any(KEY[n : n + 3] in spelt for n in range(len(KEY) - 2))
+    if size == 1:
+        assert spelt.startswith("The first answer is , see ")
+        assert spelt.endswith(") and that was all of it.")
+
+
+@sizes
+@pytest.mark.parametrize("shape", [Shape.CHAT, Shape.COMPLETION])
+def test_a_stopped_stream(size: int, shape: Shape) -> None:
+    is_chat = shape is Shape.CHAT
+    events: list[Any] = [chunk(1, content="other")] if is_chat else []
+    for piece in pieces(ENDING, size):
+        events.append(
+            chunk(content=piece) if is_chat else {"choices": [{"index": 0, "text": piece}]}
+        )
+    events.append(chunk(finish="stop") if is_chat else {"choices": []})
+    editor = output_editor(rules(), shape)
+    out = run(editor, events)
+    assert editor.stopped
+    assert CANARY not in json.dumps(out)
+    assert "nobody" not in json.dumps(out)
+    last = out[-1]["choices"]
+    assert {choice["finish_reason"] for choice in last} == {"content_filter"}
+    assert [choice["index"] for choice in last] == ([0, 1] if is_chat else [0])
+    assert editor.findings == {("canary", "stop"): 1}
+
+
+def test_a_whole_chat() -> None:
+    function = {"name": "send", "arguments": ARGUMENTS}
+    message = {"role": "assistant", "content": TEXT, "reasoning": TEXT,
+               "tool_calls": [{"id": "1", "function": function}]}  # fmt: skip
+    first = {"index": 0, "message": message, "logprobs": {"content": [{}]}, "token_ids": [1]}
+    body: dict[str, Any] = {"choices": [first, {"index": 1, "message": {"content": "fine"}}]}
+    editor = output_editor(rules(), Shape.CHAT)
+    assert editor.body(body)
+    assert message["content"] == message["reasoning"] == CLEAN
+    assert function["arguments"] == CLEAN_ARGUMENTS
+    assert body["choices"][0]["logprobs"] is body["choices"][0]["token_ids"] is None
+    assert body["choices"][1]["message"] == {"content": "fine"}
+    assert editor.findings == {("secrets", "redact"): 3, ("images", "redact"): 2}
+
+
+def test_a_whole_chat_that_is_stopped() -> None:
+    choice = {"index": 0, "finish_reason": "tool_calls", "message": {
+        "reasoning": ENDING, "content": "secret follows",
+        "tool_calls": [{"function": {"arguments": "{}"}}]}}  # fmt: skip
+    assert output_editor(rules(), Shape.CHAT).body({"choices": [choice]})
+    assert choice["finish_reason"] == "content_filter"
+    assert choice["message"] == {"reasoning": "It is ", "content": ""}
+
+
+@pytest.mark.parametrize("payload", [None, [], "x", {}, {"choices": None}, {"error": {"m": TEXT}}])
+@pytest.mark.parametrize("shape", [Shape.CHAT, Shape.RESPONSES, Shape.ANTHROPIC])
+def test_what_holds_no_answer_passes(shape: Shape, payload: Any) -> None:
+    assert not output_editor(rules(), shape).body(payload)
+    event = Event(payload, raw=b"as it came")
+    if not isinstance(payload, dict) or "type" not in payload:
+        assert list(output_editor(rules(), shape).event(event)) == [event]
+        assert event.raw == b"as it came"
+
+
+# -- the Responses API ---------------------------------------------------------------------------
+
+
+def responses(text: str, arguments: str, size: int) -> list[dict[str, Any]]:
+    steps: list[dict[str, Any]] = [
+        {"type": "response.created", "response": {"id": "r", "output": []}}
+    ]
+
+    def channel(kind: str, field: str, item: str, said: str) -> list[dict[str, Any]]:
+        where = {"item_id": item, "output_index": 0, "content_index": 0}
+        deltas = [{"type": f"response.{kind}.delta", **where, "delta": p, "logprobs": [{"t": p}]}
+                  for p in pieces(said, size)]  # fmt: skip
+        return [*deltas, {"type": f"response.{kind}.done", **where, field: said}]
+
+    steps += channel("reasoning_text", "text", "rs", text)
+    steps += channel("output_text", "text", "msg", text)
+    part = {"type": "output_text", "text": text, "logprobs": [{"t": text}]}
+    steps.append({"type": "response.content_part.done", "part": dict(part)})
+    steps.append({"type": "response.output_item.done", "item": {"content": [dict(part)]}})
+    steps += channel("function_call_arguments", "arguments", "fc", arguments)
+    output = [{"type": "message", "content": [dict(part)]},
+              {"type": "reasoning", "content": [{"text": text}], "summary": []},
+              {"type": "function_call", "arguments": arguments}]  # fmt: skip
+    steps.append(
+        {"type": "response.completed", "response": {"instructions": text, "output": output}}
+    )
+    return [{**step, "sequence_number": n} for n, step in enumerate(steps)]
+
+
+@sizes
+def test_responses_stream(size: int) -> None:
+    editor = output_editor(rules(), Shape.RESPONSES)
+    steps = responses(TEXT, ARGUMENTS, size)
+    out = run(editor, steps)
+    assert [event["sequence_number"] for event in out] == list(range(len(steps)))
+    for kind, wanted in [("reasoning_text", CLEAN), ("output_text", CLEAN),
+                         ("function_call_arguments", CLEAN_ARGUMENTS)]:  # fmt: skip
+        deltas = [e["delta"] for e in out if e["type"] == f"response.{kind}.delta"]
+        assert "".join(deltas) == wanted
+        (done,) = [e for e in out if e["type"] == f"response.{kind}.done"]
+        assert done.get("text", done.get("arguments")) == wanted
+    assert out[-1]["response"].pop("instructions") == TEXT  # the client's own
+    assert KEY not in json.dumps(out)
+    assert editor.findings[("secrets", "redact")] == 3
+
+
+@sizes
+def test_responses_stopped(size: int) -> None:
+    editor = output_editor(rules(), Shape.RESPONSES)
+    out = run(editor, responses(ENDING, "{}", size))
+    assert CANARY not in json.dumps(out)
+    assert out[-1]["type"] == "response.incomplete"
+    assert out[-1]["response"]["incomplete_details"] == {"reason": "content_filter"}
+    numbers = [event["sequence_number"] for event in out]
+    assert numbers == sorted(set(numbers))
+
+
+def test_whole_responses() -> None:
+    body = responses(TEXT, ARGUMENTS, 50)[-1]["response"]
+    editor = output_editor(rules(), Shape.RESPONSES)
+    assert editor.body(body)
+    assert body["output"][0]["content"][0] == {"type": "output_text", "text": CLEAN, "logprobs": []}
+    assert body["output"][1]["content"][0]["text"] == CLEAN
+    assert body["output"][2]["arguments"] == CLEAN_ARGUMENTS
+    stopped = responses(ENDING, "{}", 50)[-1]["response"]
+    assert output_editor(rules(), Shape.RESPONSES).body(stopped)
+    assert stopped["status"] == "incomplete"
+    assert CANARY not in json.dumps(stopped["output"])
+    assert len(stopped["output"]) == 1
+
+
+# -- Anthropic -----------------------------------------------------------------------------------
+
+
+def messages(blocks: list[tuple[str, str, str]], size: int) -> list[dict[str, Any]]:
+    steps: list[dict[str, Any]] = [{"type": "message_start", "message": {"content": []}}]
+    for index, (kind, name, text) in enumerate(blocks):
+        start = {"type": kind.removesuffix("_delta")}
+        steps.append({"type": "content_block_start", "index": index, "content_block": start})
+        steps += [{"type": "content_block_delta", "index": index, "delta": {"type": kind, name: p}}
+                  for p in pieces(text, size)]  # fmt: skip
+        steps.append({"type": "content_block_stop", "index": index})
+    return [*steps, {"type": "message_delta", "delta": {"stop_reason": "end_turn"}},
+            {"type": "message_stop"}]  # fmt: skip
+
+
+@sizes
+def test_messages_stream(size: int) -> None:
+    blocks = [("thinking_delta", "thinking", TEXT), ("text_delta", "text", TEXT),
+              ("input_json_delta", "partial_json", ARGUMENTS)]  # fmt: skip
+    out = run(output_editor(rules(), Shape.ANTHROPIC), messages(blocks, size))
+    for index, (kind, name, _) in enumerate(blocks):
+        own = [e for e in out if e["type"] == "content_block_delta" and e["index"] == index]
+        assert {event["delta"]["type"] for event in own} == {kind}
+        said = "".join(event["delta"][name] for event in own)
+        assert said == (CLEAN_ARGUMENTS if name == "partial_json" else CLEAN)
+        places = [n for n, e in enumerate(out) if e.get("index") == index]
+        assert out[places[-1]]["type"] == "content_block_stop"
+
+
+@sizes
+def test_messages_stopped(size: int) -> None:
+    out = run(
+        output_editor(rules(), Shape.ANTHROPIC), messages([("text_delta", "text", ENDING)], size)
+    )
+    assert CANARY not in json.dumps(out)
+    assert [event["type"] for event in out[-3:]] == [
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+    ]
+    assert out[-2]["delta"]["stop_reason"] == "refusal"
+
+
+def test_whole_messages() -> None:
+    body = {"content": [{"type": "thinking", "thinking": TEXT}, {"type": "text", "text": TEXT},
+                        {"type": "tool_use", "input": json.loads(ARGUMENTS)}]}  # fmt: skip
+    assert output_editor(rules(), Shape.ANTHROPIC).body(body)
+    assert body["content"][0]["thinking"] == body["content"][1]["text"] == CLEAN
+    assert body["content"][2]["input"] == json.loads(CLEAN_ARGUMENTS)
+    stopped = {
+        "content": [{"type": "text", "text": ENDING}, {"type": "tool_use", "input": {"a": 1}}]
+    }
+    assert output_editor(rules(), Shape.ANTHROPIC).body(stopped)
+    assert stopped["stop_reason"] == "refusal"
+    assert "nobody" not in json.dumps(stopped)
+    assert '"a"' not in json.dumps(stopped)
+
+
+@given(text=st.text(max_size=200), sizes=st.integers(1, 50))
+def test_streamed_is_whole(text: str, sizes: int) -> None:
+    whole = {"choices": [{"index": 0, "message": {"content": text}}]}
+    output_editor(rules(), Shape.CHAT).body(whole)
+    events = [*(chunk(content=p) for p in pieces(text, sizes)), chunk(finish="stop")]
+    said = put_together(run(output_editor(rules(), Shape.CHAT), events))
+    assert said.get("content", "") == whole["choices"][0]["message"]["content"]

@@ -1,0 +1,76 @@
+"""Each rule of the set is in force, and ordinary long words are not taken for keys."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from vauban.text import secret_rules
+from vauban.text.secret_rules import drawn_span, is_named, secret_start
+
+LETTERS = "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hJ6lM9nP2qR5tU8wX1zA4cD7fG0iK3"
+HEX = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"AKIA{'Q3EGRSEX7PLMNBVC'}", f"aws_secret_key = '{LETTERS[:40]}'",
+        f"AccountKey={LETTERS[:60]}{LETTERS[:28]}", "https://me:secret1@host.test/",
+        f"cloudant_key: {HEX}", f"M{LETTERS[:23]}.{LETTERS[:6]}.{LETTERS[:27]}",
+        f"ghp_{LETTERS[:36]}", f"github_pat_{LETTERS[:40]}", f"glpat-{LETTERS[:20]}",
+        f"ibm_cloud_api_key = {LETTERS[:44]}", f"cos_hmac_secret_access_key: {HEX[:48]}",
+        f"eyJ{LETTERS[:20]}.{LETTERS[:30]}.{LETTERS[:20]}", f"{HEX[:32]}-us12",
+        f"npm_{LETTERS[:36]}", f"sk-{LETTERS[:20]}T3BlbkFJ{LETTERS[:20]}",
+        f"sk-proj-{LETTERS[:40]}", f"sk-ant-api03-{LETTERS[:40]}", f"hf_{LETTERS[:34]}",
+        f"AIza{LETTERS[:35]}", f"pypi-AgEIcHlwaS5vcmc{LETTERS}{LETTERS}",
+        f"SG.{LETTERS[:22]}.{LETTERS[:43]}", "xoxb-123456789012-abcdefghijkl",
+        f"https://hooks.slack.com/services/T{LETTERS[:8]}/B{LETTERS[:8]}/{LETTERS[:24]}",
+        f"softlayer_key: {HEX}", f"sq0csp-{LETTERS[:43]}", f"sk_live_{LETTERS[:24]}",
+        f"123456789:{LETTERS[:35]}", f"SK{HEX[:32]}", f"AC{HEX[:32]}",
+    ],
+)  # fmt: skip
+def test_credentials_of_every_kind(text: str) -> None:
+    text = f"So it is: {text} there."
+    words = [found.span() for found in re.finditer(r"[A-Za-z0-9_\-+/=.~:%@?&#$*^]{16,}", text)]
+    assert any(secret_start(text, a, b) is not None for a, b in words)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "internationalization", "src/vauban/text/secret_rules.py", "the-quick-brown-fox-jumps",
+        "https://example.org/a/page", "AbstractSingletonProxyFactoryBean", "1234567890123456",
+        "2026-11-26T02:00:00.000", "----------------------------", "________________________",
+        "com.example.project.module", "snake_case_name_that_is_long", "v1.2.3-beta.4+build.567",
+    ],
+)  # fmt: skip
+def test_ordinary_long_words(word: str) -> None:
+    text = f"see {word} there"
+    assert secret_start(text, 4, 4 + len(word)) is None
+    assert drawn_span(word) is None
+
+
+def test_drawn_words() -> None:
+    for word in (LETTERS[:24], HEX[:40], f"id={LETTERS[:30]}"):
+        span = drawn_span(word)
+        assert span is not None
+        assert span[1] == len(word)
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["password: ", "the API key is ", "SECRET_TOKEN=", "Authorization: Bearer ", "token `"],
+)
+def test_names_of_credentials(before: str) -> None:
+    assert is_named(before + "x", len(before))
+    assert not is_named("the sum is ", 11)
+
+
+def test_the_names_are_needed_by_all_rules_that_do_not_heed_case() -> None:
+    """The quick look for a name must not hide a rule that needs none."""
+    _, others = secret_rules._rules()
+    for name in secret_rules._NAMES:
+        assert name in others.pattern
+    assert not others.search(f"a {HEX} b {LETTERS} c")
