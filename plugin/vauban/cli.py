@@ -84,6 +84,33 @@ def demo(
         raise typer.Exit(1)
 
 
+@app.command()
+def gate(
+    result: Annotated[Path, typer.Argument(help="What `vauban redteam` wrote.")],
+    policy_file: Annotated[
+        Path | None, typer.Option("--policy", help="Limits that differ from the ones that ship.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="An earlier result; what is surely worse fails.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
+    sarif: Annotated[Path | None, typer.Option(help="Write SARIF 2.1.0 here.")] = None,
+) -> None:
+    """Pass (exit 0) or fail (exit 1) a red team result; 2: it can't be judged."""
+    from vauban.commands.gate import gate as run
+
+    passed = run(
+        Console(),
+        result,
+        policy_file=policy_file,
+        baseline_file=baseline,
+        junit_file=junit,
+        sarif_file=sarif,
+    )
+    if not passed:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run the command; an error that vauban raises on purpose is a sentence, not a traceback."""
     try:

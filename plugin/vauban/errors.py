@@ -15,7 +15,10 @@ VaubanError
 │   ├── RateLimited        a limit of the principal is used up
 │   └── Overloaded         a bounded queue is full
 ├── ScreeningFailed        a detector could not judge; `guard.py` turns it into a verdict
-└── AttackError            adversarial training was asked for something it can't compute
+├── AttackError            adversarial training was asked for something it can't compute
+└── RedTeamError           a red team run could not be made or did not come to its end
+    ├── ReportError        a result or a tool's report is truncated, hostile or of another version
+    └── ToolFailed         a tool could not be installed or started, or ended with an error
 
 One table per host maps `RequestError` to the wire; nothing else reaches a client.
 Messages never contain prompt text, keys or tool arguments.
@@ -48,6 +51,18 @@ class ScreeningFailed(VaubanError):
 
 class AttackError(VaubanError):
     """An attack on a model, or a training step on one, can't be computed from what it was given."""
+
+
+class RedTeamError(VaubanError):
+    """A red team run could not be made, or did not come to its end."""
+
+
+class ReportError(RedTeamError):
+    """A result or a tool's report is truncated, hostile or of another version; says which."""
+
+
+class ToolFailed(RedTeamError):
+    """A tool could not be installed or started, or ended with an error."""
 
 
 class RequestError(VaubanError):
