@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from fake_target import Target, serving
 from made_results import attack, benign
 
 from vauban.redteam.result import Latency, Provenance, Result, ToolRun
@@ -26,3 +27,10 @@ def make_result() -> Callable[..., Result]:
         return Result(**(whole | parts))
 
     return make
+
+
+@pytest.fixture
+def target() -> Iterator[Target]:
+    """An endpoint that behaves as `target.mode` says."""
+    with serving() as running:
+        yield running
