@@ -22,7 +22,7 @@ LEVELS = [
     ["detectors"],
     ["state"],
     ["access"],
-    ["guard", "screening", "offline", "telemetry", "standin"],
+    ["guard", "screening", "offline", "telemetry", "standin", "scripted"],
     ["hosts"],
     ["agents", "training", "redteam", "console"],
     ["commands"],
@@ -32,7 +32,8 @@ LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 MAY_IMPORT = {
     "torch": {
         "detectors", "training", "offline.py", "standin.py", "hosts/vllm/engine.py",
-        "hosts/vllm/stream.py", "hosts/vllm/front.py", "hosts/vllm/screener.py",
+        "hosts/vllm/stream.py",
+        "hosts/vllm/scripted_model.py", "hosts/vllm/front.py", "hosts/vllm/screener.py",
     },
     "vllm": {"hosts/vllm"},
     "tritonclient": {"hosts/triton"},
@@ -41,6 +42,8 @@ MAY_IMPORT = {
     "transformers": {"detectors", "training", "standin.py"},
     "fastapi": {"hosts/vllm"},
     "typer": {"commands", "cli.py"},
+    "pyrit": {"redteam/pyrit_driver.py"},
+    "scipy": {"redteam/statistics.py", "training"},
 }  # fmt: skip
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 60

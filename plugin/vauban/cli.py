@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from vauban import __version__
-from vauban.commands import evaluate, keys, policy, train
+from vauban.commands import evaluate, keys, policy, redteam, train
 from vauban.errors import VaubanError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
+app.add_typer(redteam.app, name="redteam")
 app.add_typer(train.app, name="train")
 
 PolicyFile = Annotated[

@@ -22,7 +22,7 @@ _POLITE_S = 5.0
 _TAIL_CHARS = 400
 
 Outcome = Literal["complete", "target_dead", "rate_limited", "time_limit", "tool_failed"]
-_OF_HOPELESS: Mapping[str, Outcome] = {
+OF_HOPELESS: Mapping[str, Outcome] = {
     "dead_target": "target_dead",
     "timeout": "target_dead",
     "server_error": "target_dead",
@@ -88,7 +88,7 @@ def run_tool(
 
 def _gave_up(books: Books, seconds: float) -> Ended:
     kind = books.hopeless or ""
-    return Ended(_OF_HOPELESS.get(kind, "target_dead"), f"no answer any more: {kind}", seconds)
+    return Ended(OF_HOPELESS[kind], f"no answer any more: {kind}", seconds)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
