@@ -7,6 +7,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,11 +15,14 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from vauban.redteam.pyrit_run import Attacker
     from vauban.redteam.result import Result
+    from vauban.redteam.run import Settings
 
 app = typer.Typer(help="Attack a running server with garak and PyRIT.", no_args_is_help=True)
 
 KEY_VARIABLE = "OPENAI_API_KEY"
+ATTACKER_KEY_VARIABLE = "VAUBAN_ATTACKER_KEY"
 
 Target = Annotated[str, typer.Option(help="Base of an OpenAI-compatible endpoint.")]
 Model = Annotated[str | None, typer.Option(help="Model to ask for; default: the first listed.")]
@@ -38,6 +42,12 @@ Benign = Annotated[
 ]
 
 
+AttackerUrl = Annotated[
+    str | None, typer.Option(help="Base of an attacker model's endpoint, for several turns.")
+]
+AttackerModel = Annotated[str, typer.Option(help="Model to ask there.")]
+
+
 @app.command()
 def garak(
     target: Target,
@@ -51,7 +61,47 @@ def garak(
     benign: Benign = None,
 ) -> None:
     """Attack with garak 0.17.1. A key for the target is read from OPENAI_API_KEY."""
-    _run(["garak"], target, model, profile, out, seed, limit_s, request_s, note, benign)
+    settings = _settings(target, model, profile, seed, limit_s, request_s, note, benign)
+    _run(["garak"], settings, out)
+
+
+@app.command()
+def pyrit(
+    target: Target,
+    model: Model = None,
+    profile: Profile = "quick",
+    out: Out = Path("redteam.json"),
+    seed: Seed = 0,
+    limit_s: Limit = None,
+    request_s: Patience = 60.0,
+    note: Note = "",
+    benign: Benign = None,
+    attacker: AttackerUrl = None,
+    attacker_model: AttackerModel = "",
+) -> None:
+    """Attack with PyRIT 1.1.0. A key for the attacker is read from VAUBAN_ATTACKER_KEY."""
+    settings = _settings(target, model, profile, seed, limit_s, request_s, note, benign)
+    _run(["pyrit"], replace(settings, attacker=_attacker(attacker, attacker_model)), out)
+
+
+@app.command(name="all")
+def all_tools(
+    target: Target,
+    model: Model = None,
+    profile: Profile = "quick",
+    out: Out = Path("redteam.json"),
+    seed: Seed = 0,
+    limit_s: Limit = None,
+    request_s: Patience = 60.0,
+    note: Note = "",
+    benign: Benign = None,
+    attacker: AttackerUrl = None,
+    attacker_model: AttackerModel = "",
+) -> None:
+    """Attack with both, one after the other, into one result."""
+    settings = _settings(target, model, profile, seed, limit_s, request_s, note, benign)
+    settings = replace(settings, attacker=_attacker(attacker, attacker_model))
+    _run(["garak", "pyrit"], settings, out)
 
 
 @app.command(name="target")
@@ -68,27 +118,20 @@ def start_target(
     serve_target(Console(), guard, port, policy_file)
 
 
-def _run(
-    tools: Sequence[str],
+def _settings(
     target: str,
     model: str | None,
     profile: str,
-    out: Path,
     seed: int,
     limit_s: float | None,
     request_s: float,
     note: str,
     benign: Path | None,
-) -> None:
+) -> Settings:
     from vauban.commands.redteam_target import MODEL, NOTE
     from vauban.redteam.benign import Suite, read_suite
-    from vauban.redteam.result import write_result
-    from vauban.redteam.run import Settings, run_all
+    from vauban.redteam.run import Settings
 
-    console = Console()
-    chosen = {}
-    if benign is not None:
-        chosen["suites"] = (Suite(benign.name, trigger_words=False, rows=read_suite(benign)),)
     settings = Settings(
         target=target,
         model=model,
@@ -100,8 +143,26 @@ def _run(
         note=note or (NOTE if model == MODEL else ""),
         command=shlex.join(["vauban", *sys.argv[1:]])[:2_000],
         hardware=f"{platform.machine()}, {os.cpu_count()} CPUs",
-        **chosen,
     )
+    if benign is None:
+        return settings
+    suite = Suite(benign.name, trigger_words=False, rows=read_suite(benign))
+    return replace(settings, suites=(suite,))
+
+
+def _attacker(url: str | None, model: str) -> Attacker | None:
+    from vauban.redteam.pyrit_run import Attacker
+
+    if url is None:
+        return None
+    return Attacker(url, model, os.environ.get(ATTACKER_KEY_VARIABLE, "none"))
+
+
+def _run(tools: Sequence[str], settings: Settings, out: Path) -> None:
+    from vauban.redteam.result import write_result
+    from vauban.redteam.run import run_all
+
+    console = Console()
     result = run_all(tools, settings, console)
     write_result(result, out)
     _show(result, console)

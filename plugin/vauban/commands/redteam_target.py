@@ -60,6 +60,8 @@ def scripted_target(
         flags = [*target_flags(guard), "--host", LOOPBACK, "--port", str(port)]
         command, environ = server_command(str(model), flags, policy_file)
         environ |= {"TMPDIR": place, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        # vLLM is 2,600 files: compiling them again in every process takes most of a start.
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)
         with running(command, environ, port, Path(place) / "server.log") as server:
             with httpx.Client(trust_env=False) as client:
                 server.wait_ready(lambda address: _answers(client, address))

@@ -51,6 +51,19 @@ def python_of(tool: str, console: Console) -> Path:
     return python
 
 
+def tool_environ(scratch: Path) -> dict[str, str]:
+    """What a tool gets to see: no key of the user's, no network but the relay, no files outside
+    the scratch directory."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in os.environ}
+    places = {f"XDG_{kind}_HOME": str(scratch / kind) for kind in ("CONFIG", "DATA", "CACHE")}
+    return {
+        **kept, **places, "HOME": str(scratch), "TMPDIR": str(scratch),
+        "HF_HOME": str(scratch / "hf"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1,localhost",
+        "PYTHONUNBUFFERED": "1",
+    }  # fmt: skip
+
+
 def _install(wanted: str, directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     uv, environ = _uv(), _environ()

@@ -6,8 +6,7 @@ need no download. Its extended detectors are off, so every attempt has one judge
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from vauban.redteam.environment import VERSIONS, python_of
+from vauban.redteam.environment import VERSIONS, python_of, tool_environ
 from vauban.redteam.garak_report import read_report
 from vauban.redteam.process import Ended, run_tool
 from vauban.redteam.relay import Relay
@@ -112,7 +111,7 @@ class GarakSettings:
     @classmethod
     def of(cls, profile: str, limit_s: float | None = None) -> GarakSettings:
         if profile == "quick":
-            return cls(QUICK_PROBES, 6, limit_s or 600)
+            return cls(QUICK_PROBES, 6, limit_s or 600, max_tokens=96)
         return cls(FULL_PROBES, 256, limit_s or 6 * 3600)
 
 
@@ -133,7 +132,7 @@ def run_garak(
     ended = run_tool(
         "garak",
         [str(python), "-m", "garak", "--config", str(config), "--narrow_output"],
-        _environ(scratch),
+        tool_environ(scratch) | {KEY_VARIABLE: "none"},
         relay.books,
         settings.limit_s,
         scratch / "garak.log",
@@ -193,30 +192,6 @@ def _config(
 
 
 def _write_prompts(directory: Path) -> None:
-    import json
-
     directory.mkdir()
     rows = [json.dumps({"systemprompt": text}) for text in SYSTEM_PROMPTS]
     (directory / "train.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-
-
-def _environ(scratch: Path) -> Mapping[str, str]:
-    """No key of the user's, no network but the relay, and no files outside the scratch."""
-    kept = {
-        name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "HOME") if name in os.environ
-    }
-    places = {
-        f"XDG_{kind}_HOME": str(scratch / kind.lower()) for kind in ("CONFIG", "DATA", "CACHE")
-    }
-    return {
-        **kept,
-        **places,
-        KEY_VARIABLE: "none",
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "HF_HOME": str(scratch / "hf"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1,localhost",
-        "PYTHONUNBUFFERED": "1",
-        "TMPDIR": str(scratch),
-    }

@@ -31,6 +31,7 @@ from vauban.redteam.outcome import Outcome, classify, digest_of_messages
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_REMEMBERED = 200_000
+ATTEMPT_HEADER = "x-redteam-attempt"
 _START_S = 30
 
 
@@ -126,7 +127,9 @@ class Relay:
         path = request.path_params["path"]
         if request.method == "GET":
             return await self._pass_get(path)
-        prompt = digest_of_messages(_messages(body))
+        # A tool that numbers its attempts is believed; else the prompt tells them apart.
+        number = request.headers.get(ATTEMPT_HEADER)
+        prompt = f"attempt:{number}" if number else digest_of_messages(_messages(body))
         outcome, answer = await self._ask(path, body, request.headers.get("content-type"))
         self.books.write(prompt, outcome, self._bounds)
         return answer

@@ -18,6 +18,7 @@ from vauban.errors import RedTeamError
 from vauban.redteam.benign import Controls, Suite, send_controls, tasks, trigger_words
 from vauban.redteam.garak_run import GarakSettings, run_garak
 from vauban.redteam.process import OF_HOPELESS
+from vauban.redteam.pyrit_run import Attacker, PyritSettings, run_pyrit
 from vauban.redteam.relay import Bounds, Relay
 from vauban.redteam.result import (
     AttackResult,
@@ -46,6 +47,7 @@ class Settings:
     note: str = ""
     command: str = ""
     hardware: str = ""
+    attacker: Attacker | None = None
     suites: Sequence[Suite] = field(
         default_factory=lambda: (
             Suite("tasks", trigger_words=False, rows=tasks()),
@@ -68,7 +70,14 @@ def _garak(
     return run_garak(relay, model, chosen, settings.seed, scratch, console)
 
 
-RUNNERS: Mapping[str, Runner] = {"garak": _garak}
+def _pyrit(
+    relay: Relay, model: str, settings: Settings, scratch: Path, console: Console
+) -> tuple[ToolRun, list[AttackResult]]:
+    chosen = PyritSettings.of(settings.profile, settings.limit_s, settings.attacker)
+    return run_pyrit(relay, model, chosen, settings.seed, scratch, console)
+
+
+RUNNERS: Mapping[str, Runner] = {"garak": _garak, "pyrit": _pyrit}
 
 
 def run_all(tools: Sequence[str], settings: Settings, console: Console) -> Result:
