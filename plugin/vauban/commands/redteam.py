@@ -130,6 +130,7 @@ def _settings(
 ) -> Settings:
     from vauban.commands.redteam_target import MODEL, NOTE
     from vauban.redteam.benign import Suite, read_suite
+    from vauban.redteam.relay import Bounds
     from vauban.redteam.run import Settings
 
     settings = Settings(
@@ -139,7 +140,7 @@ def _settings(
         profile=profile,
         seed=seed,
         limit_s=limit_s,
-        request_s=request_s,
+        bounds=Bounds(request_s=request_s),
         note=note or (NOTE if model == MODEL else ""),
         command=shlex.join(["vauban", *sys.argv[1:]])[:2_000],
         hardware=f"{platform.machine()}, {os.cpu_count()} CPUs",

@@ -43,7 +43,7 @@ class Settings:
     profile: str = "quick"
     seed: int = 0
     limit_s: float | None = None
-    request_s: float = 60.0
+    bounds: Bounds = field(default_factory=Bounds)
     note: str = ""
     command: str = ""
     hardware: str = ""
@@ -91,7 +91,9 @@ def run_all(tools: Sequence[str], settings: Settings, console: Console) -> Resul
     """
     started = datetime.now(UTC)
     headers = {"authorization": f"Bearer {settings.key}"} if settings.key else {}
-    with httpx.Client(timeout=settings.request_s, trust_env=False, headers=headers) as client:
+    with httpx.Client(
+        timeout=settings.bounds.request_s, trust_env=False, headers=headers
+    ) as client:
         model = _preflight(client, settings)
         build = _server_build(client, settings)
         began = time.monotonic()
@@ -101,10 +103,9 @@ def run_all(tools: Sequence[str], settings: Settings, console: Console) -> Resul
     attacks: list[AttackResult] = []
     digest = controls.policy_digest
     for tool in tools:
-        bounds = Bounds(request_s=settings.request_s)
         with (
             tempfile.TemporaryDirectory(prefix=f"vauban-{tool}-") as scratch,
-            Relay(settings.base, settings.key, bounds) as relay,
+            Relay(settings.base, settings.key, settings.bounds) as relay,
         ):
             run, found = RUNNERS[tool](relay, model, settings, Path(scratch), console)
             digest = relay.books.policy_digest if digest == "unknown" else digest
