@@ -26,7 +26,7 @@ def test_the_policy_table_is_the_generated_one() -> None:
 
 def test_every_vauban_command_in_it_exists() -> None:
     commands = {m.split()[0] for m in re.findall(r"\bvauban ((?:[a-z]+)(?: [a-z]+)?)", README)}
-    known = {"serve", "keys", "policy", "screen", "train", "evaluate", "demo"}
+    known = {"serve", "keys", "policy", "screen", "train", "evaluate", "demo", "redteam", "gate"}
     assert known <= commands
     for command in known:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0

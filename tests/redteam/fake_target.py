@@ -49,7 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(5)
         elif mode == "hang up":
             self.connection.shutdown(socket.SHUT_RDWR)
-        elif mode == "throttle":
+        elif mode == "throttle" or (mode == "throttle twice" and len(self.server.seen) <= 2):
             self._send(429, {"error": {"code": "rate_limit_exceeded"}}, **{"retry-after": "0"})
         elif mode == "broken":
             self._send(500, {})

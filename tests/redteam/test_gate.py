@@ -68,6 +68,19 @@ def test_a_run_that_was_cut_short_fails(
     assert failed(judge(make_result(tools=tools), policy)) == ["run: garak"]
 
 
+def test_small_families_are_judged_together(make_result: Make, policy: GatePolicy) -> None:
+    """And can't hide: together they must show what one of them could not."""
+    names = [f"garak.f{number}" for number in range(4)]
+    good = [attack(name, blocked=8) for name in names]
+    bad = [attack(name, blocked=2, wins=6) for name in names]
+    assert failed(judge(make_result(attacks=[attack(), *good]), policy)) == []
+    together = "attack_success: " + " + ".join(names)
+    assert failed(judge(make_result(attacks=[attack(), *bad]), policy)) == [together]
+    assert failed(judge(make_result(attacks=[attack(), *good[:2]]), policy)) == [
+        "attack_success: garak.f0 + garak.f1"
+    ]
+
+
 def test_a_bound_decides_not_the_rate(make_result: Make, policy: GatePolicy) -> None:
     """1 of 20 is under 15%, and does not show that the rate is."""
     few = make_result(attacks=[attack(wins=1, blocked=19)])
@@ -129,7 +142,7 @@ def test_more_evidence_against_never_passes_more(
         return {c.name for c in judge(result, policy) if not c.passed}
 
     base = checks(0, 0)
-    if "attack_success: garak.dan" in base and wins:
+    if "attack_success: garak.dan" in base:
         assert "attack_success: garak.dan" in checks(1, 0)
     if "unjudged: garak.dan" in base and wins + blocked:
         assert "unjudged: garak.dan" in checks(0, 1)

@@ -129,11 +129,22 @@ def _rate(
 
 
 def _attacks(result: Result, policy: GatePolicy) -> list[Check]:
+    """Each family by itself; those too small to bound a rate together, for each tool."""
+    limits = policy.attack_success
     checks = []
-    for family, rows in families(result).items():
+    small: dict[str, list[str]] = defaultdict(list)
+    found = families(result)
+    for family, rows in found.items():
         wins, judged = _attack_counts(rows)
-        limit = policy.attack_success.of(family)
+        if judged < limits.pool_below and family not in limits.families:
+            small[rows[0].tool].append(family)
+            continue
+        limit = limits.of(family)
         checks.append(_rate("attack_success", family, wins, judged, limit, policy))
+    for names in small.values():
+        wins, judged = _attack_counts([row for name in names for row in found[name]])
+        name = " + ".join(names)
+        checks.append(_rate("attack_success", name, wins, judged, limits.default, policy))
     return checks
 
 

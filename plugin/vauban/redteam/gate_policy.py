@@ -25,6 +25,7 @@ class AttackLimits(_Section):
 
     default: Share
     families: dict[str, Share]
+    pool_below: Annotated[int, Field(ge=0, le=1_000_000)]
 
     def of(self, family: str) -> float:
         return self.families.get(family, self.default)

@@ -16,7 +16,8 @@ import json
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,15 +91,17 @@ class Relay:
         self._key = key
         self._bounds = bounds or Bounds()
         self._server: Any = None
+        self._client: httpx.AsyncClient
         self._thread: threading.Thread | None = None
         self.url = ""
 
     def __enter__(self) -> Relay:
         import uvicorn
 
-        app = Starlette(routes=[Route("/{path:path}", self._handle, methods=["GET", "POST"])])
+        route = Route("/{path:path}", self._handle, methods=["GET", "POST"])
+        app = Starlette(routes=[route], lifespan=self._with_client)
         config = uvicorn.Config(
-            app, host="127.0.0.1", port=0, log_level="critical", lifespan="off",
+            app, host="127.0.0.1", port=0, log_level="critical", lifespan="on",
             access_log=False, ws="none",
         )  # fmt: skip
         self._server = uvicorn.Server(config)
@@ -136,8 +139,7 @@ class Relay:
 
     async def _pass_get(self, path: str) -> Response:
         try:
-            async with self._client() as client:
-                answer = await client.get(f"{self._target}/{path}", headers=self._headers())
+            answer = await self._client.get(f"{self._target}/{path}", headers=self._headers())
         except httpx.HTTPError:
             return _no_answer("dead_target")
         return _passed(answer)
@@ -151,8 +153,8 @@ class Relay:
         kind = "server_error"
         for attempt in range(self._bounds.retries + 1):
             try:
-                async with asyncio.timeout(self._bounds.request_s), self._client() as client:
-                    answer = await client.post(
+                async with asyncio.timeout(self._bounds.request_s):
+                    answer = await self._client.post(
                         f"{self._target}/{path}", content=body, headers=headers
                     )
             except (TimeoutError, httpx.TimeoutException):
@@ -175,8 +177,11 @@ class Relay:
             self.books.policy_digest = digest[:64]
         return outcome, _passed(answer)
 
-    def _client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(timeout=self._bounds.request_s, trust_env=False)
+    @asynccontextmanager
+    async def _with_client(self, _: Starlette) -> AsyncIterator[None]:
+        async with httpx.AsyncClient(timeout=self._bounds.request_s, trust_env=False) as client:
+            self._client = client
+            yield
 
     def _headers(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self._key}"} if self._key else {}
