@@ -51,34 +51,63 @@ def answer_to(prompt: str) -> str:
     """The whole answer to a rendered prompt."""
     turns = turns_of(prompt)
     system = "\n".join(turn.text for turn in turns if turn.role == "system")
-    read = "\n".join(_readable(t.text[:_MAX_READ_CHARS]) for t in turns if t.role != "assistant")
-    orders = sorted(_orders(read, system), key=lambda order: order.end)
+    views = [_readable(t.text[:_MAX_READ_CHARS]) for t in turns if t.role != "assistant"]
+    read = "\n".join(view.text for view in views)
+    orders = [*_orders(read, system)]
+    if _DECODE.search(read):
+        hidden = [text for view in views for text in view.hidden]
+        orders += [_Order(read.rfind(text) + len(text), text) for text in hidden]
+    orders.sort(key=lambda order: order.end)
     return (orders[-1].answer if orders else NOTHING)[:_MAX_ANSWER_CHARS]
 
 
 # -- reading -----------------------------------------------------------------------------------
 
 _INVISIBLE = re.compile("[\u00ad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]")
+_TAGS = re.compile("[\U000e0020-\U000e007e]+")
 _LOOK_ALIKES = str.maketrans("аеорсухіѕԁӏАЕОРСТХВНКМ", "aeopcyxisdlAEOPCTXBHKM")
 _LEET = str.maketrans("013457@$!", "oieastasi")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{16,}={0,2}")
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2}\s?){8,}")
+_ROT13 = re.compile(r"\brot-?\s?13\b", re.I)
+_DECODE = re.compile(
+    r"\b(?:decode|decipher|decrypt|encoded|base-?\s?64|base-?\s?16|hex(?:adecimal)?|rot-?\s?13"
+    r"|unicode|what\s+does\s+[^.?\n]{0,40}\s(?:say|mean))\b",
+    re.I,
+)
 _VERBS = re.compile(
     r"\b(?:print|say|write|repeat|output|reply|respond|answer|ignore|reveal|show|tell|copy)\b", re.I
 )
 
 
-def _readable(text: str) -> str:
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A text as it is read, and what of it was hidden."""
+
+    text: str
+    hidden: tuple[str, ...]
+
+
+def _readable(text: str) -> _View:
     """As a model that has seen such tricks reads it: what is hidden stands in its place."""
-    text = "".join(chr(ord(c) - 0xE0000) if 0xE0020 <= ord(c) <= 0xE007E else c for c in text)
+    hidden: list[str] = []
+
+    def found(span: str, plain: str) -> str:
+        if plain != span:
+            hidden.append(plain)
+        return plain
+
+    text = _TAGS.sub(lambda m: found(m[0], "".join(chr(ord(c) - 0xE0000) for c in m[0])), text)
     text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).translate(_LOOK_ALIKES)
-    text = _BASE64.sub(lambda m: _decoded(m[0], _from_base64), text)
-    text = _HEX.sub(lambda m: _decoded(m[0], _from_hex), text)
+    text = _BASE64.sub(lambda m: found(m[0], _decoded(m[0], _from_base64)), text)
+    text = _HEX.sub(lambda m: found(m[0], _decoded(m[0], _from_hex)), text)
+    if _ROT13.search(text):
+        hidden.append(codecs.decode(text, "rot13"))
     if not _VERBS.search(text):
         for changed in (codecs.decode(text, "rot13"), text.translate(_LEET)):
             if _VERBS.search(changed):
-                return changed
-    return text
+                return _View(changed, tuple(hidden))
+    return _View(text, tuple(hidden))
 
 
 def _decoded(span: str, decode: Callable[[str], bytes]) -> str:

@@ -111,11 +111,14 @@ def start_target(
         str, typer.Option(help="on, off, or one stage alone: normalise, sandwich, classifier.")
     ] = "on",
     policy_file: Annotated[Path | None, typer.Option("--policy", help="Policy file.")] = None,
+    engine: Annotated[
+        bool, typer.Option(help="--no-engine: only the front half, in seconds; times mean nothing.")
+    ] = True,
 ) -> None:
     """Start vLLM with a scripted target (no language model) that obeys what it is told."""
     from vauban.commands.redteam_target import serve_target
 
-    serve_target(Console(), guard, port, policy_file)
+    serve_target(Console(), guard, port, policy_file, engine=engine)
 
 
 def _settings(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 from rich.console import Console
@@ -13,6 +15,7 @@ from rich.console import Console
 from vauban.commands.local_server import LocalServer, free_port, running
 from vauban.commands.serve import LOOPBACK, server_command
 from vauban.errors import RedTeamError
+from vauban.policy_sources import POLICY_FILE_VARIABLE
 from vauban.scripted import ARCHITECTURE
 from vauban.standin import MAX_MODEL_LEN, make_standin
 
@@ -68,11 +71,24 @@ def scripted_target(
             yield server
 
 
-def serve_target(console: Console, guard: str, port: int | None, policy_file: Path | None) -> None:
-    """Run it until Ctrl-C."""
+def serve_target(
+    console: Console,
+    guard: str,
+    port: int | None,
+    policy_file: Path | None,
+    *,
+    engine: bool = True,
+) -> None:
+    """Run it until Ctrl-C.
+
+    :param engine: with vLLM; without it only the front half (see `redteam_front`).
+    """
     if guard not in GUARDS:
         raise RedTeamError(f"--guard must be one of: {', '.join(GUARDS)}")
     console.print(NOTE, highlight=False)
+    if not engine:
+        _serve_front_only(console, guard, port, policy_file)
+        return
     console.print("Starting vLLM, which takes 35 to 120 s on a CPU")
     with scripted_target(guard, port, policy_file) as server:
         off = ", ".join(GUARDS[guard]) or "nothing"
@@ -88,3 +104,20 @@ def _answers(client: httpx.Client, address: str) -> bool:
         return client.get(address).is_success
     except httpx.HTTPError:
         return False
+
+
+def _serve_front_only(
+    console: Console, guard: str, port: int | None, policy_file: Path | None
+) -> None:
+    from vauban.commands.redteam_front import serve_front_only
+
+    port = free_port(port)
+    if policy_file is not None:
+        os.environ[POLICY_FILE_VARIABLE] = str(policy_file.resolve())
+    policy: dict[str, dict[str, Any]] = {_STAGES[s]: {"mode": "off"} for s in GUARDS[guard]}
+    policy["answer"] = {"details": True}
+    policy["audit"] = {"log": "off"}
+    with tempfile.TemporaryDirectory(prefix="vauban-target-", ignore_cleanup_errors=True) as place:
+        model = make_standin(Path(place) / "model", ARCHITECTURE)
+        console.print(f"Without an engine, at http://{LOOPBACK}:{port}. Ctrl-C ends it.")
+        serve_front_only(model, policy, port)
