@@ -130,7 +130,8 @@ def _from_hex(span: str) -> bytes:
 # -- instructions ------------------------------------------------------------------------------
 
 _SAY = re.compile(
-    r"\b(?:print|say|write|repeat|output|reply|respond|answer|return|display|state|copy)\b"
+    r"\b(?:print|say|write|repeat|output|return|display|state|copy"
+    r"|(?:reply|respond|answer)(?=\s*:|\s+(?:only\s+|just\s+|exactly\s+)*(?:with\b|[\"“'`])))"
     r"(?:\s+(?:back|out|only|just|exactly|simply|with|in|the|this|following|phrase|words?|word"
     r"|sentence|text|string|message|line|and|nothing|else|to|me|user|all|caps|verbatim|a|code"
     r"|block|markdown|html|link))*"
