@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from pathlib import Path
+from typing import Any
 
 SEED = 20_403
 VOCABULARY = 1_024
@@ -107,6 +108,13 @@ def make_standin(directory: Path, architecture: str = "LlamaForCausalLM") -> Pat
     _write_model(directory, architecture)
     stamp.write_text(wanted)
     return directory
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer of a stand-in, with its chat template."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
 
 
 def _write_tokenizer(directory: Path) -> None:

@@ -25,7 +25,7 @@ from vauban.commands.serve import LOOPBACK
 from vauban.hosts.vllm.front import Front
 from vauban.hosts.vllm.middleware import GuardMiddleware
 from vauban.scripted import answer_to
-from vauban.standin import MAX_MODEL_LEN
+from vauban.standin import MAX_MODEL_LEN, load_tokenizer
 
 MODEL = "scripted"
 VERSION = "front-only"
@@ -38,9 +38,7 @@ def front_only_app(model: Path, policy: Mapping[str, Any]) -> Starlette:
     :param policy: policy sections, over file and environment.
     :raises ConfigError: the policy is wrong.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    tokenizer = load_tokenizer(model)
     sections = {**policy, "encoder": {**policy.get("encoder", {}), "place": "front"}}
     listed = {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
     app = Starlette(
