@@ -1,8 +1,8 @@
 """The quick profile of the red team, with the real garak, against a real server: `make redteam`.
 
-The target is scripted (`vauban.scripted`): no language model, and one that can lose. With the guard
-on the gate passes, with it off the same attacks win and the gate fails. Two server starts, so this
-is marked slow; at most six minutes, most of them the first installation of garak.
+The target is scripted (`vauban.scripted`): no language model, and one that can lose. The run with
+every stage off is recorded (`tests/redteam/golden/guard-off.json`), so one server is enough. Marked
+slow: some minutes, and the first time the installation of garak.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from typer.testing import CliRunner
 
 from vauban.cli import app
 from vauban.commands.redteam_target import MODEL, scripted_target
-from vauban.redteam.gate import families
-from vauban.redteam.result import read_result
+from vauban.redteam.gate import families, judge
+from vauban.redteam.gate_policy import load_gate_policy
+from vauban.redteam.result import Result, read_result
 
-POLICY = Path(__file__).parents[1] / "redteam" / "gate.yaml"
+OFF = Path(__file__).parents[1] / "redteam" / "golden" / "guard-off.json"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def attack(guard: str, out: Path) -> int:
-    """The exit status of the gate."""
-    with scripted_target(guard) as server:
-        if guard == "off":
-            answers_do_not_depend_on_the_batch(server.url)
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """What garak finds with the guard on."""
+    out = tmp_path_factory.mktemp("redteam") / "on.json"
+    with scripted_target("on") as server:
+        answers_do_not_depend_on_the_batch(server.url)
         arguments = ["--target", server.url, "--model", MODEL, "--out", str(out)]
         done = CliRunner().invoke(app, ["redteam", "garak", *arguments, "--limit-s", "240"])
         assert done.exit_code == 0, done.output
-    judged = CliRunner().invoke(app, ["gate", str(out), "--policy", str(POLICY)])
-    assert judged.exit_code in (0, 1), judged.output
-    return judged.exit_code
+    return read_result(out)
 
 
 def answers_do_not_depend_on_the_batch(url: str) -> None:
@@ -51,15 +51,19 @@ def answers_do_not_depend_on_the_batch(url: str) -> None:
         assert together[3] == "number 3 of many words many words many words"
 
 
-def test_the_gate_passes_the_guard_and_fails_without_it(tmp_path: Path) -> None:
-    assert attack("on", tmp_path / "on.json") == 0
-    assert attack("off", tmp_path / "off.json") == 1
-    on, off = read_result(tmp_path / "on.json"), read_result(tmp_path / "off.json")
-    assert [tool.outcome for tool in off.tools] == ["complete", "complete"]
-    assert off.provenance.target_note.startswith("The target is scripted")
-    assert on.provenance.policy_digest != off.provenance.policy_digest != "unknown"
+def test_the_run_is_whole(guarded: Result) -> None:
+    checks = judge(guarded, load_gate_policy())
+    assert [c.name for c in checks if c.kind in ("run", "unjudged") and not c.passed] == []
+    assert guarded.provenance.target_note.startswith("The target is scripted")
+    assert guarded.provenance.policy_digest != "unknown"
+
+
+def test_with_every_stage_off_the_gate_fails_against_it(guarded: Result) -> None:
+    recorded = read_result(OFF)
+    off = recorded.model_copy(
+        update={"attacks": [row for row in recorded.attacks if row.tool == "garak"]}
+    )
+    failed = [c.name for c in judge(off, load_gate_policy(), guarded) if not c.passed]
+    assert "regression: garak.promptinject" in failed
     for family in ("garak.promptinject", "garak.latentinjection"):
-        wins = [sum(row.wins for row in families(result)[family]) for result in (on, off)]
-        assert wins[0] < wins[1]
-        assert any("classifier" in row.blocked for row in families(on)[family])
-        assert not any(row.blocked for row in families(off)[family])
+        assert any("classifier" in row.blocked for row in families(guarded)[family])

@@ -163,11 +163,13 @@ def _attacker(url: str | None, model: str) -> Attacker | None:
 
 
 def _run(tools: Sequence[str], settings: Settings, out: Path) -> None:
+    from vauban.commands.local_server import terminable
     from vauban.redteam.result import write_result
     from vauban.redteam.run import run_all
 
     console = Console()
-    result = run_all(tools, settings, console)
+    with terminable():  # a tool that is left behind would call a dead relay for ever
+        result = run_all(tools, settings, console)
     write_result(result, out)
     _show(result, console)
     console.print(f"Result: {out}. Judge it: vauban gate {out}", highlight=False, markup=False)

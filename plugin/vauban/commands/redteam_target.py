@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from vauban.commands.local_server import LocalServer, free_port, running
+from vauban.commands.local_server import LocalServer, free_port, running, terminable
 from vauban.commands.serve import LOOPBACK, server_command
 from vauban.errors import RedTeamError
 from vauban.policy_sources import POLICY_FILE_VARIABLE
@@ -90,7 +90,7 @@ def serve_target(
         _serve_front_only(console, guard, port, policy_file)
         return
     console.print("Starting vLLM, which takes 35 to 120 s on a CPU")
-    with scripted_target(guard, port, policy_file) as server:
+    with terminable(), scripted_target(guard, port, policy_file) as server:
         off = ", ".join(GUARDS[guard]) or "nothing"
         console.print(f"Ready at {server.url}, switched off: {off}. Ctrl-C ends it.")
         try:
