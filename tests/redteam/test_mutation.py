@@ -12,7 +12,8 @@ from vauban.redteam.gate import families, judge
 from vauban.redteam.gate_policy import load_gate_policy
 from vauban.redteam.result import read_result
 
-OFF = Path(__file__).parent / "golden" / "guard-off.json"
+GOLDEN = Path(__file__).parent / "golden"
+OFF, ON = GOLDEN / "guard-off.json", GOLDEN / "guard-on.json"
 
 
 def test_with_every_stage_off_the_gate_fails() -> None:
@@ -34,3 +35,12 @@ def test_the_recorded_result_names_its_target() -> None:
     provenance = read_result(OFF).provenance
     assert provenance.target_note.startswith("The target is scripted")
     assert provenance.server_build == "0.32.0"
+
+
+def test_against_the_whole_guard_as_the_baseline_it_is_a_regression() -> None:
+    """The baseline ran without vLLM's engine (`--no-engine`)."""
+    off, on = read_result(OFF), read_result(ON)
+    failed = {c.name for c in judge(off, load_gate_policy(), on) if not c.passed}
+    assert {"regression: garak.promptinject", "regression: pyrit.jailbreak"} <= failed
+    unchanged = judge(on, load_gate_policy(), on)
+    assert not [c.name for c in unchanged if c.kind == "regression" and not c.passed]
