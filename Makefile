@@ -1,6 +1,6 @@
 # Everything is installed into .venv and runs from there; a second run installs nothing.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench redteam clean
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
@@ -22,6 +22,9 @@ demo: .venv/installed-cpu-demo ## start a guarded vLLM on the CPU, send it a doz
 
 test: .venv/installed-cpu-dev .venv/triton/complete ## run the tests, with a real vLLM and a real Triton
 	$(BIN)/pytest
+
+redteam: .venv/installed-cpu-dev ## attack a guarded and an unguarded server with garak
+	$(BIN)/pytest -m slow tests/live/test_live_redteam.py
 
 check: .venv/installed-cpu-dev ## lint and types
 	$(BIN)/ruff check

@@ -24,7 +24,16 @@ LEVELS = [
     ["detectors"],
     ["state"],
     ["access"],
-    ["guard", "screening", "offline", "telemetry", "standin", "mark", "protocol"],
+    [
+        "guard",
+        "screening",
+        "offline",
+        "telemetry",
+        "standin",
+        "mark",
+        "protocol",
+        "scripted",
+    ],
     ["hosts"],
     ["agents", "training", "redteam", "console"],
     ["commands"],
@@ -34,7 +43,8 @@ LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 MAY_IMPORT = {
     "torch": {
         "detectors", "training", "offline.py", "standin.py", "hosts/vllm/engine.py",
-        "hosts/vllm/stream.py", "hosts/vllm/front.py", "hosts/vllm/screener.py",
+        "hosts/vllm/stream.py",
+        "hosts/vllm/scripted_model.py", "hosts/vllm/front.py", "hosts/vllm/screener.py",
     },
     "vllm": {"hosts/vllm"},
     "tritonclient": {"hosts/triton"},
@@ -45,11 +55,14 @@ MAY_IMPORT = {
     "fastapi": {"hosts/vllm"},
     "typer": {"commands", "cli.py"},
     "httpx": {"commands"},
+    "pyrit": {"redteam/pyrit_driver.py"},
+    "scipy": {"redteam/statistics.py", "training"},
 }  # fmt: skip
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 60
-# `tokenizers` raises a bare Exception; that handler names the reason beside it.
-BROAD_HANDLERS = {"guard.py": 1, "detectors/windows.py": 1}
+# `tokenizers` raises a bare Exception, and PyRIT whatever its parts do; those handlers name the
+# reason beside them.
+BROAD_HANDLERS = {"guard.py": 1, "detectors/windows.py": 1, "redteam/pyrit_driver.py": 1}
 
 
 def name_of(path: Path) -> str:

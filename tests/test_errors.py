@@ -11,6 +11,7 @@ from vauban.errors import (
     AttackError,
     ConfigError,
     RateLimited,
+    RedTeamError,
     RequestError,
     ScreeningFailed,
     StateUnavailable,
@@ -22,7 +23,7 @@ FOR_CLIENTS = [e for e in ALL if issubclass(e, RequestError)]
 
 
 def test_the_tree_is_complete() -> None:
-    tops = (ConfigError, RequestError, ScreeningFailed, StateUnavailable, AttackError)
+    tops = (ConfigError, RequestError, ScreeningFailed, StateUnavailable, AttackError, RedTeamError)
     assert all(issubclass(e, tops) or e is VaubanError for e in ALL)
     drawn = errors.__doc__ or ""
     assert all(e.__name__ in drawn for e in ALL)

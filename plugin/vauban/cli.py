@@ -9,7 +9,16 @@ import typer
 from rich.console import Console
 
 from vauban import __version__
-from vauban.commands import evaluate, extraction, keys, policy, train, triton, users
+from vauban.commands import (
+    evaluate,
+    extraction,
+    keys,
+    policy,
+    redteam,
+    train,
+    triton,
+    users,
+)
 from vauban.errors import VaubanError
 
 app = typer.Typer(
@@ -23,6 +32,7 @@ app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(extraction.app, name="extraction")
 app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
+app.add_typer(redteam.app, name="redteam")
 app.add_typer(train.app, name="train")
 app.add_typer(triton.app, name="triton")
 app.add_typer(users.app, name="users")
@@ -84,6 +94,33 @@ def demo(
         console.print("stopped")
         raise typer.Exit(130) from None
     if not expected:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gate(
+    result: Annotated[Path, typer.Argument(help="What `vauban redteam` wrote.")],
+    policy_file: Annotated[
+        Path | None, typer.Option("--policy", help="Limits that differ from the ones that ship.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="An earlier result; what is surely worse fails.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
+    sarif: Annotated[Path | None, typer.Option(help="Write SARIF 2.1.0 here.")] = None,
+) -> None:
+    """Pass (exit 0) or fail (exit 1) a red team result; 2: it can't be judged."""
+    from vauban.commands.gate import gate as run
+
+    passed = run(
+        Console(),
+        result,
+        policy_file=policy_file,
+        baseline_file=baseline,
+        junit_file=junit,
+        sarif_file=sarif,
+    )
+    if not passed:
         raise typer.Exit(1)
 
 

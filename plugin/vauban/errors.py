@@ -20,7 +20,10 @@ VaubanError
 │   └── UnreadableAnswer   the model server's answer can't be read, so it can't be let through
 ├── ScreeningFailed        a detector could not judge; `guard.py` turns it into a verdict
 ├── StateUnavailable       the store can't be used now; `guard.py` says what that means
-└── AttackError            adversarial training was asked for something it can't compute
+├── AttackError            adversarial training was asked for something it can't compute
+└── RedTeamError           a red team run could not be made or did not come to its end
+    ├── ReportError        a result or a tool's report is truncated, hostile or of another version
+    └── ToolFailed         a tool could not be installed or started, or ended with an error
 
 One table per host maps `RequestError` to the wire; nothing else reaches a client.
 Messages never contain prompt text, keys or tool arguments.
@@ -58,6 +61,18 @@ class StateUnavailable(VaubanError):
 
 class AttackError(VaubanError):
     """An attack on a model, or a training step on one, can't be computed from what it was given."""
+
+
+class RedTeamError(VaubanError):
+    """A red team run could not be made, or did not come to its end."""
+
+
+class ReportError(RedTeamError):
+    """A result or a tool's report is truncated, hostile or of another version; says which."""
+
+
+class ToolFailed(RedTeamError):
+    """A tool could not be installed or started, or ended with an error."""
 
 
 class RequestError(VaubanError):

@@ -29,7 +29,14 @@ class ExtractionPolicy(Section):
     flag_at: float = field(0.34, "Flag a caller at this score.", "score", ge=0.0, le=1.0)
     slow_at: float = field(0.42, "Slow a caller at this score.", "score", ge=0.0, le=1.0)
     degrade_at: float = field(0.5, "Degrade a caller at this score.", "score", ge=0.0, le=1.0)
-    hold_at: float = field(0.59, "Hold a caller for review at this score.", "score", ge=0.0, le=1.0)
+    hold_at: float | None = field(
+        None,
+        "Hold a caller at this score, until an operator decides; none: never by a detector, since a"
+        " caller who is held sends nothing more to judge.",
+        "score",
+        ge=0.0,
+        le=1.0,
+    )
     ban_at: float = field(0.67, "Ban a caller at this score.", "score", ge=0.0, le=1.0)
     step_queries: int = field(
         48,
@@ -66,21 +73,24 @@ class ExtractionPolicy(Section):
 
     @model_validator(mode="after")
     def _levels_ascend(self) -> ExtractionPolicy:
-        bounds = [bound for _, bound in self._levels()]
+        bounds = [bound for _, bound in self.levels]
         if bounds != sorted(bounds):
             raise ValueError("flag_at, slow_at, degrade_at, hold_at and ban_at must ascend")
         return self
 
     def level(self, score: float) -> Level:
         """The most that a score supports."""
-        reached = [level for level, bound in self._levels() if score >= bound]
+        reached = [level for level, bound in self.levels if score >= bound]
         return max(reached, default=Level.CLEAR)
 
-    def _levels(self) -> tuple[tuple[Level, float], ...]:
-        return (
+    @property
+    def levels(self) -> tuple[tuple[Level, float], ...]:
+        """The levels that a detector may set, from the mildest, each with its bound."""
+        every = (
             (Level.FLAGGED, self.flag_at),
             (Level.SLOWED, self.slow_at),
             (Level.DEGRADED, self.degrade_at),
             (Level.HELD, self.hold_at),
             (Level.BANNED, self.ban_at),
         )
+        return tuple((level, bound) for level, bound in every if bound is not None)

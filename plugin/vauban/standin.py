@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from pathlib import Path
+from typing import Any
 
 SEED = 20_403
 VOCABULARY = 1_024
@@ -92,20 +93,28 @@ def prose(words: int, seed: int = 0) -> str:
     return " ".join(sentences)
 
 
-def make_standin(directory: Path) -> Path:
+def make_standin(directory: Path, architecture: str = "LlamaForCausalLM") -> Path:
     """Write the model into `directory` unless the same one is already there; return `directory`.
 
+    :param architecture: the class that vLLM serves it with.
     :raises OSError: the directory can't be written.
     """
     stamp = directory / "standin.sha256"
-    wanted = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    wanted = hashlib.sha256(Path(__file__).read_bytes() + architecture.encode()).hexdigest()
     if stamp.is_file() and stamp.read_text() == wanted:
         return directory
     directory.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(directory)
-    _write_model(directory)
+    _write_model(directory, architecture)
     stamp.write_text(wanted)
     return directory
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer of a stand-in, with its chat template."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
 
 
 def _write_tokenizer(directory: Path) -> None:
@@ -132,7 +141,7 @@ def _write_tokenizer(directory: Path) -> None:
     fast.save_pretrained(directory)
 
 
-def _write_model(directory: Path) -> None:
+def _write_model(directory: Path, architecture: str) -> None:
     import torch
     from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -148,7 +157,7 @@ def _write_model(directory: Path) -> None:
         eos_token_id=_SPECIAL.index("<|im_end|>"),
         bos_token_id=None,
         tie_word_embeddings=False,
-        architectures=["LlamaForCausalLM"],
+        architectures=[architecture],
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)

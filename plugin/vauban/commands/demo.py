@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
-import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +21,7 @@ from vauban.commands.demo_table import (
     results_table,
     sharing_between,
 )
-from vauban.commands.local_server import LocalServer, free_port, running
+from vauban.commands.local_server import LocalServer, free_port, running, terminable
 from vauban.commands.serve import LOOPBACK, server_command
 from vauban.errors import ConfigError
 from vauban.policy_sources import load_policy
@@ -58,7 +56,7 @@ def demo(console: Console, port: int | None, policy_file: Path | None, *, keep: 
     key = _key(policy_file)
     port = free_port(port)
     scratch = tempfile.TemporaryDirectory(prefix="vauban-demo-", ignore_cleanup_errors=True)
-    with scratch as directory, _terminable():
+    with scratch as directory, terminable():
         with console.status("Making the stand-in model"):
             model = make_standin(Path(directory) / "model")
         flags = (*_FLAGS, "--host", LOOPBACK, "--port", str(port))
@@ -205,17 +203,3 @@ def _keep(server: LocalServer, console: Console) -> None:
         server.wait_ended()
     except KeyboardInterrupt:
         console.print()
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let a polite kill and a closed terminal stop the server as Ctrl-C does."""
-    before = {
-        number: signal.signal(number, signal.default_int_handler)
-        for number in (signal.SIGTERM, signal.SIGHUP)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

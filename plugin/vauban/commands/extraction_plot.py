@@ -48,8 +48,8 @@ def _draw_scores(axes: Any, reports: Sequence[UserReport], detector: ExtractionD
             label=report.user[:24],
         )
     policy = detector.policy
-    for name in ("flag_at", "slow_at", "degrade_at", "hold_at", "ban_at"):
-        bound = getattr(policy, name)
+    for level, bound in policy.levels:
+        name = level.name.lower()
         axes.axhline(bound, color="0.75", linewidth=0.8)
         axes.annotate(name, (1.0, bound), xycoords=("axes fraction", "data"), ha="right",
                       va="bottom", fontsize=8, color="0.4")  # fmt: skip

@@ -131,3 +131,17 @@ def running(
         yield server
     finally:
         server.stop()
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let a polite kill and a closed terminal stop what was started as Ctrl-C does."""
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -69,7 +69,7 @@ def test_levels_are_climbed_one_by_one(world: World) -> None:
     first = {level: levels.index(level) for level in Level if level in levels}
     assert list(first) == sorted(first)
     reached = [at for level, at in first.items() if level is not Level.CLEAR]
-    assert len(reached) == 5
+    assert len(reached) == 4  # nobody is held unless the policy says so
     assert all(later - earlier >= 64 for earlier, later in itertools.pairwise(reached))
 
 

@@ -215,7 +215,7 @@ class ExtractionDetector:
         if supported <= caller.rung:
             caller.rung = supported
         elif caller.rung is Level.CLEAR or count - caller.rung_since >= self.policy.step_queries:
-            caller.rung = Level(caller.rung + 1)
+            caller.rung = min(level for level, _ in self.policy.levels if level > caller.rung)
             caller.rung_since = count
         return caller.rung
 

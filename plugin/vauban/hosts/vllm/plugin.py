@@ -22,6 +22,17 @@ def register() -> None:
     open_runtime()
 
 
+def register_scripted_target() -> None:
+    """`vllm.general_plugins`: makes the red team's scripted target known; it is loaded by name."""
+    from vllm import ModelRegistry
+
+    from vauban.scripted import ARCHITECTURE
+
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+        where = "vauban.hosts.vllm.scripted_model:ScriptedForCausalLM"
+        ModelRegistry.register_model(ARCHITECTURE, where)
+
+
 class GuardEndpointPlugin:
     """`vllm.endpoint_plugins`: puts the front half into the API server.
 

@@ -1,0 +1,202 @@
+"""`vauban redteam`: attack an endpoint with garak and PyRIT, or start a target for them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from vauban.redteam.pyrit_run import Attacker
+    from vauban.redteam.result import Result
+    from vauban.redteam.run import Settings
+
+app = typer.Typer(help="Attack a running server with garak and PyRIT.", no_args_is_help=True)
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+ATTACKER_KEY_VARIABLE = "VAUBAN_ATTACKER_KEY"
+
+Target = Annotated[str, typer.Option(help="Base of an OpenAI-compatible endpoint.")]
+Model = Annotated[str | None, typer.Option(help="Model to ask for; default: the first listed.")]
+Profile = Annotated[
+    Literal["quick", "full"], typer.Option(help="quick: some minutes; full: hours.")
+]
+Out = Annotated[Path, typer.Option(help="Where the result goes.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the tools and of sampling.")]
+Limit = Annotated[
+    float | None, typer.Option("--limit-s", min=1, help="Most seconds for each tool.")
+]
+Patience = Annotated[float, typer.Option("--request-s", min=0.1, help="Seconds per request.")]
+Note = Annotated[str, typer.Option(help="What readers must know of the target.")]
+Benign = Annotated[
+    Path | None,
+    typer.Option(help="Your own harmless requests instead of ours: JSON lines with text, answer."),
+]
+
+
+AttackerUrl = Annotated[
+    str | None, typer.Option(help="Base of an attacker model's endpoint, for several turns.")
+]
+AttackerModel = Annotated[str, typer.Option(help="Model to ask there.")]
+
+
+@app.command()
+def garak(
+    target: Target,
+    model: Model = None,
+    profile: Profile = "quick",
+    out: Out = Path("redteam.json"),
+    seed: Seed = 0,
+    limit_s: Limit = None,
+    request_s: Patience = 60.0,
+    note: Note = "",
+    benign: Benign = None,
+) -> None:
+    """Attack with garak 0.17.1. A key for the target is read from OPENAI_API_KEY."""
+    settings = _settings(target, model, profile, seed, limit_s, request_s, note, benign)
+    _run(["garak"], settings, out)
+
+
+@app.command()
+def pyrit(
+    target: Target,
+    model: Model = None,
+    profile: Profile = "quick",
+    out: Out = Path("redteam.json"),
+    seed: Seed = 0,
+    limit_s: Limit = None,
+    request_s: Patience = 60.0,
+    note: Note = "",
+    benign: Benign = None,
+    attacker: AttackerUrl = None,
+    attacker_model: AttackerModel = "",
+) -> None:
+    """Attack with PyRIT 1.1.0. A key for the attacker is read from VAUBAN_ATTACKER_KEY."""
+    settings = _settings(target, model, profile, seed, limit_s, request_s, note, benign)
+    _run(["pyrit"], replace(settings, attacker=_attacker(attacker, attacker_model)), out)
+
+
+@app.command(name="all")
+def all_tools(
+    target: Target,
+    model: Model = None,
+    profile: Profile = "quick",
+    out: Out = Path("redteam.json"),
+    seed: Seed = 0,
+    limit_s: Limit = None,
+    request_s: Patience = 60.0,
+    note: Note = "",
+    benign: Benign = None,
+    attacker: AttackerUrl = None,
+    attacker_model: AttackerModel = "",
+) -> None:
+    """Attack with both, one after the other, into one result."""
+    settings = _settings(target, model, profile, seed, limit_s, request_s, note, benign)
+    settings = replace(settings, attacker=_attacker(attacker, attacker_model))
+    _run(["garak", "pyrit"], settings, out)
+
+
+@app.command(name="target")
+def start_target(
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: a free one.")] = None,
+    guard: Annotated[
+        str, typer.Option(help="on, off, or one stage alone: normalise, sandwich, classifier.")
+    ] = "on",
+    policy_file: Annotated[Path | None, typer.Option("--policy", help="Policy file.")] = None,
+    engine: Annotated[
+        bool, typer.Option(help="--no-engine: only the front half, in seconds; times mean nothing.")
+    ] = True,
+) -> None:
+    """Start vLLM with a scripted target (no language model) that obeys what it is told."""
+    from vauban.commands.redteam_target import serve_target
+
+    serve_target(Console(), guard, port, policy_file, engine=engine)
+
+
+def _settings(
+    target: str,
+    model: str | None,
+    profile: str,
+    seed: int,
+    limit_s: float | None,
+    request_s: float,
+    note: str,
+    benign: Path | None,
+) -> Settings:
+    from vauban.commands.redteam_target import MODEL, NOTE
+    from vauban.redteam.benign import Suite, read_suite
+    from vauban.redteam.relay import Bounds
+    from vauban.redteam.run import Settings
+
+    settings = Settings(
+        target=target,
+        model=model,
+        key=os.environ.get(KEY_VARIABLE),
+        profile=profile,
+        seed=seed,
+        limit_s=limit_s,
+        bounds=Bounds(request_s=request_s),
+        note=note or (NOTE if model == MODEL else ""),
+        command=shlex.join(["vauban", *sys.argv[1:]])[:2_000],
+        hardware=f"{platform.machine()}, {os.cpu_count()} CPUs",
+    )
+    if benign is None:
+        return settings
+    suite = Suite(benign.name, trigger_words=False, rows=read_suite(benign))
+    return replace(settings, suites=(suite,))
+
+
+def _attacker(url: str | None, model: str) -> Attacker | None:
+    from vauban.redteam.pyrit_run import Attacker
+
+    if url is None:
+        return None
+    return Attacker(url, model, os.environ.get(ATTACKER_KEY_VARIABLE, "none"))
+
+
+def _run(tools: Sequence[str], settings: Settings, out: Path) -> None:
+    from vauban.commands.local_server import terminable
+    from vauban.redteam.result import write_result
+    from vauban.redteam.run import run_all
+
+    console = Console()
+    with terminable():  # a tool that is left behind would call a dead relay for ever
+        result = run_all(tools, settings, console)
+    write_result(result, out)
+    _show(result, console)
+    console.print(f"Result: {out}. Judge it: vauban gate {out}", highlight=False, markup=False)
+
+
+def _show(result: Result, console: Console) -> None:
+    """Wins and blocks by family, and the harmless requests."""
+    from rich.table import Table
+
+    from vauban.redteam.gate import families
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("family", "attempts", "won", "blocked by", "resisted", "without outcome"):
+        table.add_column(title, justify="left" if title in ("family", "blocked by") else "right")
+    for family, rows in families(result).items():
+        stages = sorted({stage for row in rows for stage in row.blocked})
+        blocked = [f"{s} {sum(row.blocked.get(s, 0) for row in rows)}" for s in stages]
+        attempts, judged = sum(r.attempts for r in rows), sum(r.judged for r in rows)
+        table.add_row(
+            family, str(attempts), str(sum(r.wins for r in rows)), ", ".join(blocked),
+            str(sum(r.resisted for r in rows)), str(attempts - judged),
+        )  # fmt: skip
+    console.print(table)
+    for suite in result.benign:
+        correct = "" if suite.correct is None else f", {suite.correct} right"
+        console.print(
+            f"harmless ({suite.suite}): {sum(suite.blocked.values())} of {suite.requests} blocked,"
+            f" {suite.answered} answered{correct}",
+            highlight=False, markup=False,
+        )  # fmt: skip

@@ -1,0 +1,109 @@
+"""The scripted target without vLLM: the front half, with the encoder in it, before a chat route.
+
+Starts in seconds where a whole server takes a minute or more. The middleware, the guard, the
+encoder, the tokenizer and the chat template are the real ones; engine, scheduler and sampler are
+not there, so times measured on it mean nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from vauban.commands.serve import LOOPBACK
+from vauban.hosts.vllm.front import Front
+from vauban.hosts.vllm.middleware import GuardMiddleware
+from vauban.scripted import answer_to
+from vauban.standin import MAX_MODEL_LEN, load_tokenizer
+
+MODEL = "scripted"
+VERSION = "front-only"
+
+
+def front_only_app(model: Path, policy: Mapping[str, Any]) -> Starlette:
+    """The application.
+
+    :param model: directory of a stand-in, for its tokenizer and template.
+    :param policy: policy sections, over file and environment.
+    :raises ConfigError: the policy is wrong.
+    """
+    tokenizer = load_tokenizer(model)
+    sections = {**policy, "encoder": {**policy.get("encoder", {}), "place": "front"}}
+    listed = {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", partial(_chat, tokenizer), methods=["POST"]),
+            Route("/v1/models", _fixed(listed)),
+            Route("/version", _fixed({"version": VERSION})),
+            Route("/health", _fixed({})),
+        ]
+    )
+    app.state.args = SimpleNamespace(additional_config={"vauban": sections}, host=LOOPBACK)
+    app.state.engine_client = SimpleNamespace(
+        renderer=SimpleNamespace(get_tokenizer=lambda: tokenizer),
+        model_config=SimpleNamespace(max_model_len=MAX_MODEL_LEN),
+    )
+    app.state.openai_serving_models = SimpleNamespace(model_name=lambda: MODEL)
+    app.state.online_renderer = SimpleNamespace(chat_template=None)
+    front = Front()
+    front.configure(app.state.args)
+    app.add_middleware(GuardMiddleware, front=front)
+    return app
+
+
+def serve_front_only(model: Path, policy: Mapping[str, Any], port: int) -> None:
+    """Run it until it is interrupted."""
+    import uvicorn
+
+    logging.getLogger("vauban").setLevel(logging.WARNING)
+    uvicorn.run(front_only_app(model, policy), host=LOOPBACK, port=port, log_level="warning")
+
+
+def _fixed(body: Any) -> Callable[[Request], Any]:
+    async def answer(_: Request) -> JSONResponse:
+        return JSONResponse(body)
+
+    return answer
+
+
+async def _chat(tokenizer: Any, request: Request) -> JSONResponse:
+    body = json.loads(await request.body())
+    messages = [{"role": m["role"], "content": _plain(m["content"])} for m in body["messages"]]
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    # As the engine sees it: through the tokenizer, special tokens recognised.
+    prompt = tokenizer.decode(tokenizer.encode(prompt, add_special_tokens=False))
+    ids = tokenizer.encode(answer_to(prompt), add_special_tokens=False)
+    said = tokenizer.decode(ids[: int(body.get("max_tokens") or MAX_MODEL_LEN)])
+    return JSONResponse(
+        {
+            "id": "chatcmpl-front-only",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": MODEL,
+            "choices": [
+                {
+                    "index": 0,
+                    "finish_reason": "stop",
+                    "message": {"role": "assistant", "content": said},
+                }
+            ],
+            "usage": {"prompt_tokens": 0, "completion_tokens": len(ids), "total_tokens": len(ids)},
+        }
+    )
+
+
+def _plain(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content or [] if isinstance(part, dict))

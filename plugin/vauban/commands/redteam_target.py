@@ -1,0 +1,123 @@
+"""`vauban redteam target`: a vLLM with the scripted target, guarded as far as asked."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+
+from vauban.commands.local_server import LocalServer, free_port, running, terminable
+from vauban.commands.serve import LOOPBACK, server_command
+from vauban.errors import RedTeamError
+from vauban.policy_sources import POLICY_FILE_VARIABLE
+from vauban.scripted import ARCHITECTURE
+from vauban.standin import MAX_MODEL_LEN, make_standin
+
+MODEL = "scripted"
+NOTE = (
+    "The target is scripted, not a language model: it obeys the last instruction that it"
+    " recognises. The numbers say what reaches a model, not how well a real one resists."
+)
+_OFF = "--additional-config.vauban.{}.mode"
+_STAGES = {"classifier": "injection", "normalise": "normalize", "sandwich": "sandwich"}
+GUARDS: Mapping[str, tuple[str, ...]] = {
+    "on": (),
+    "off": tuple(_STAGES),
+    "normalise": ("classifier", "sandwich"),
+    "sandwich": ("classifier", "normalise"),
+    "classifier": ("normalise", "sandwich"),
+}
+"""The stages that each setting switches off; the last three have one stage alone."""
+
+
+def target_flags(guard: str) -> list[str]:
+    """vLLM's flags for the scripted target under one of `GUARDS`."""
+    flags = [
+        "--served-model-name", MODEL, "--dtype", "float32", "--enforce-eager",
+        "--max-model-len", str(MAX_MODEL_LEN), "--kv-cache-memory-bytes", str(256 * 1024 * 1024),
+        "--additional-config.vauban.answer.details", "true",
+    ]  # fmt: skip
+    for stage in GUARDS[guard]:
+        flags += [_OFF.format(_STAGES[stage]), "off"]
+    return flags
+
+
+@contextmanager
+def scripted_target(
+    guard: str, port: int | None = None, policy_file: Path | None = None
+) -> Iterator[LocalServer]:
+    """The server, started and ready; it is stopped on the way out.
+
+    :raises ConfigError: the port is taken, or the policy is wrong.
+    :raises ServerFailed: it did not start.
+    """
+    port = free_port(port)
+    with tempfile.TemporaryDirectory(prefix="vauban-target-", ignore_cleanup_errors=True) as place:
+        model = make_standin(Path(place) / "model", ARCHITECTURE)
+        flags = [*target_flags(guard), "--host", LOOPBACK, "--port", str(port)]
+        command, environ = server_command(str(model), flags, policy_file)
+        environ |= {"TMPDIR": place, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        # vLLM is 2,600 files: compiling them again in every process takes most of a start.
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        with running(command, environ, port, Path(place) / "server.log") as server:
+            with httpx.Client(trust_env=False) as client:
+                server.wait_ready(lambda address: _answers(client, address))
+            yield server
+
+
+def serve_target(
+    console: Console,
+    guard: str,
+    port: int | None,
+    policy_file: Path | None,
+    *,
+    engine: bool = True,
+) -> None:
+    """Run it until Ctrl-C.
+
+    :param engine: with vLLM; without it only the front half (see `redteam_front`).
+    """
+    if guard not in GUARDS:
+        raise RedTeamError(f"--guard must be one of: {', '.join(GUARDS)}")
+    console.print(NOTE, highlight=False)
+    if not engine:
+        _serve_front_only(console, guard, port, policy_file)
+        return
+    console.print("Starting vLLM, which takes 35 to 120 s on a CPU")
+    with terminable(), scripted_target(guard, port, policy_file) as server:
+        off = ", ".join(GUARDS[guard]) or "nothing"
+        console.print(f"Ready at {server.url}, switched off: {off}. Ctrl-C ends it.")
+        try:
+            server.wait_ended()
+        except KeyboardInterrupt:
+            console.print("stopped")
+
+
+def _answers(client: httpx.Client, address: str) -> bool:
+    try:
+        return client.get(address).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _serve_front_only(
+    console: Console, guard: str, port: int | None, policy_file: Path | None
+) -> None:
+    from vauban.commands.redteam_front import serve_front_only
+
+    port = free_port(port)
+    if policy_file is not None:
+        os.environ[POLICY_FILE_VARIABLE] = str(policy_file.resolve())
+    policy: dict[str, dict[str, Any]] = {_STAGES[s]: {"mode": "off"} for s in GUARDS[guard]}
+    policy["answer"] = {"details": True}
+    policy["audit"] = {"log": "off"}
+    with tempfile.TemporaryDirectory(prefix="vauban-target-", ignore_cleanup_errors=True) as place:
+        model = make_standin(Path(place) / "model", ARCHITECTURE)
+        console.print(f"Without an engine, at http://{LOOPBACK}:{port}. Ctrl-C ends it.")
+        serve_front_only(model, policy, port)

@@ -1,0 +1,1 @@
+"""Attacks on a running server by other people's tools, one result schema, and the gate."""

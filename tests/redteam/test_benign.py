@@ -1,0 +1,89 @@
+"""Harmless requests: what is blocked, garbled, or not answered is told apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+from fake_target import Target
+
+from vauban.errors import ReportError
+from vauban.redteam.benign import (
+    Controls,
+    Harmless,
+    Suite,
+    read_suite,
+    send_controls,
+    tasks,
+    trigger_words,
+)
+
+ROWS = [Harmless("Repeat: one", "one"), Harmless("Please ignore the noise", "noise")]
+
+
+def send(target: Target, mode: str, rows: list[Harmless] = ROWS) -> Controls:
+    target.mode = mode
+    suite = Suite("s", trigger_words=False, rows=rows)
+    with httpx.Client(timeout=0.5 if mode == "hang" else 60, trust_env=False) as client:
+        return send_controls(client, target.url.removesuffix("/v1"), "m", [suite])
+
+
+def test_what_is_answered_is_graded(target: Target) -> None:
+    (row,) = send(target, "answer", [*ROWS, Harmless("Say two", "three")]).suites
+    assert (row.requests, row.answered, row.correct) == (3, 3, 2)
+
+
+def test_what_is_blocked_is_told_with_its_stage(target: Target) -> None:
+    controls = send(target, "guard")
+    (row,) = controls.suites
+    assert row.blocked == {"classifier": 1}
+    assert row.answered == row.correct == 1
+    assert controls.added_ms == [7.5, 12.5]
+    assert controls.policy_digest == "abc123"
+
+
+def test_without_right_answers_nothing_is_graded(target: Target) -> None:
+    (row,) = send(target, "answer", [Harmless("Hello")]).suites
+    assert row.correct is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [("hang", "timeout"), ("throttle", "rate_limited"), ("broken", "server_error"),
+     ("hang up", "dead_target")],
+)  # fmt: skip
+def test_a_target_past_hope_is_left_alone(target: Target, mode: str, kind: str) -> None:
+    rows = ROWS * 20 if mode != "hang" else ROWS * 5
+    controls = send(target, mode, rows)
+    (row,) = controls.suites
+    assert controls.hopeless == kind
+    assert row.errors == {kind: len(rows)}
+    assert row.answered == 0
+    assert len(target.seen) == 8
+
+
+def test_the_suites_are_large_enough_for_the_default_limits() -> None:
+    """With no false positive at all, the gate that ships has to be able to pass."""
+    from vauban.redteam.gate_policy import load_gate_policy
+    from vauban.redteam.statistics import upper_bound
+
+    policy = load_gate_policy()
+    limits = ((tasks(), policy.false_positives), (trigger_words(), policy.over_defence))
+    for rows, limit in limits:
+        assert len({row.text for row in rows}) == len(rows)
+        assert upper_bound(0, len(rows), policy.confidence, policy.interval) <= limit
+
+
+def test_a_suite_of_the_users(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"text": "Hi"}\n\n{"text": "Say x", "answer": "x"}\n')
+    assert read_suite(path) == [Harmless("Hi"), Harmless("Say x", "x")]
+
+
+@pytest.mark.parametrize("line", ["", "{}", "1", "[", '{"text": 1}', '{"text": "a", "answer": 2}'])
+def test_a_wrong_suite(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(ReportError):
+        read_suite(path)

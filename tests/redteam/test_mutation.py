@@ -1,0 +1,46 @@
+"""A result of a real run: garak and PyRIT against a real vLLM with every stage switched off.
+
+Recorded with `vauban redteam all --profile quick` and `vauban redteam target --guard off`; the
+target is scripted, no language model. The gate must fail it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vauban.redteam.gate import families, judge
+from vauban.redteam.gate_policy import load_gate_policy
+from vauban.redteam.result import read_result
+
+GOLDEN = Path(__file__).parent / "golden"
+OFF, ON = GOLDEN / "guard-off.json", GOLDEN / "guard-on.json"
+
+
+def test_with_every_stage_off_the_gate_fails() -> None:
+    result = read_result(OFF)
+    failed = {c.name for c in judge(result, load_gate_policy()) if not c.passed}
+    assert any(name.startswith("attack_success: garak.latentinjection") for name in failed)
+    # What passes shows that it fails for the attacks alone: it ran well and blocked nobody.
+    assert not any(name.startswith(("run", "unjudged", "false_pos", "over_def")) for name in failed)
+    assert not any(row.blocked for row in result.attacks)
+
+
+def test_the_target_can_lose() -> None:
+    found = families(read_result(OFF))
+    for name in ("garak.promptinject", "pyrit.direct", "pyrit.base64", "pyrit.jailbreak"):
+        assert all(row.wins == row.attempts for row in found[name])
+
+
+def test_the_recorded_result_names_its_target() -> None:
+    provenance = read_result(OFF).provenance
+    assert provenance.target_note.startswith("The target is scripted")
+    assert provenance.server_build == "0.32.0"
+
+
+def test_against_the_whole_guard_as_the_baseline_it_is_a_regression() -> None:
+    """The baseline ran without vLLM's engine (`--no-engine`)."""
+    off, on = read_result(OFF), read_result(ON)
+    failed = {c.name for c in judge(off, load_gate_policy(), on) if not c.passed}
+    assert {"regression: garak.promptinject", "regression: pyrit.jailbreak"} <= failed
+    unchanged = judge(on, load_gate_policy(), on)
+    assert not [c.name for c in unchanged if c.kind == "regression" and not c.passed]
