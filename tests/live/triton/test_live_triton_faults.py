@@ -149,12 +149,12 @@ def test_what_was_sealed_for_one_request_serves_one(echo: Any) -> None:
     client = grpcclient.InferenceServerClient(echo.grpc_address)
     read = client.infer("guard_input", tensors(text_input=PLAIN), headers=echo.headers)
     stream = Stream(echo, "guard_llm")
-    tensor = grpcclient.InferInput("prompt", [1], "BYTES")
-    tensor.set_data_from_numpy(read.as_numpy("prompt"))
+    tensor = grpcclient.InferInput("prompt", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(read.as_numpy("prompt").reshape(1, 1))
     for _ in range(2):
         stream.client.async_stream_infer("guard_llm", [tensor])
     first, second = stream.got.get(timeout=60), stream.got.get(timeout=60)
-    assert b"w0" not in first.as_numpy("answer")[0]
+    assert b"w0" not in first.as_numpy("answer")[0, 0]
     assert "taken already" in str(second)
     stream.client.stop_stream()
 
