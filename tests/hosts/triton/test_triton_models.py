@@ -93,7 +93,7 @@ async def test_a_block_is_an_error_with_its_reason(server: Server) -> None:
 
 async def test_the_steps_of_the_ensemble_fit_together(server: Server) -> None:
     async def step(model: str, **values: bytes) -> dict[str, Any]:
-        shape = (1, 1) if model == "guard_encoder" else (1,)
+        shape = (1, 1) if model in ("guard_encoder", "guard_llm") else (1,)
         arrays = {k: np.array([v], object).reshape(shape) for k, v in values.items()}
         (response,) = await ask(server, model, arrays)
         assert not response.has_error(), response.error().message()

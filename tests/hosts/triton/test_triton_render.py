@@ -63,6 +63,14 @@ def test_an_answer_of_the_ensemble_comes_only_from_where_the_verdict_is_needed(
     assert not any(found["guard_output"].input[i].optional for i in range(2))
 
 
+def test_no_step_mixes_decoupled_inputs_with_others(tmp_path: Path) -> None:
+    """Triton refuses to load such an ensemble."""
+    render(tmp_path, Policy(), Models())
+    found = configs(tmp_path)
+    for step in found[ENSEMBLE].ensemble_scheduling.step:
+        assert not found[step.model_name].model_transaction_policy.decoupled
+
+
 def test_a_repository_for_tritons_vllm_backend(tmp_path: Path) -> None:
     render(tmp_path, Policy(), Models("org/model", 4096, LlmBackend.VLLM))
     found = configs(tmp_path)

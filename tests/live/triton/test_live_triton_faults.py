@@ -60,52 +60,52 @@ def test_a_blocked_request_is_no_work_for_the_llm_of_the_branching_model(echo: A
 
 
 @BOTH
-def test_a_block_comes_before_the_llm_is_done(echo: Any, model: str) -> None:
+def test_a_block_comes_before_the_llm_is_done(echo: Any, name: str) -> None:
     """The ensemble's LLM works beside the encoder; its answer of 25 s is not waited for."""
     started = time.monotonic()
-    assert echo.ask(model, f"{INJECTION} hold 5").status_code == 400
+    assert echo.ask(name, f"{INJECTION} hold 5").status_code == 400
     assert time.monotonic() - started < 20
 
 
 @BOTH
-def test_unloading_under_load_gives_answers_or_errors(echo: Any, model: str) -> None:
+def test_unloading_under_load_gives_answers_or_errors(echo: Any, name: str) -> None:
     texts = [INJECTION, PLAIN] * 40
 
     def ask(text: str) -> tuple[str, int]:
-        return text, echo.ask(model, text).status_code
+        return text, echo.ask(name, text).status_code
 
     with ThreadPoolExecutor(8) as pool:
         running = [pool.submit(ask, text) for text in texts]
         echo.admin("guard_encoder/unload")
         counts = Counter(future.result() for future in running)
     assert counts[INJECTION, 200] == 0
-    assert echo.ask(model, PLAIN).status_code != 200
-    for name in ("guard_encoder", ENSEMBLE, BLS):
-        assert echo.admin(f"{name}/load").status_code == 200
-    assert until(lambda: echo.ask(model, PLAIN).status_code == 200)
-    assert echo.ask(model, INJECTION).status_code == 400
+    assert echo.ask(name, PLAIN).status_code != 200
+    for step in ("guard_encoder", ENSEMBLE, BLS):
+        assert echo.admin(f"{step}/load").status_code == 200
+    assert until(lambda: echo.ask(name, PLAIN).status_code == 200)
+    assert echo.ask(name, INJECTION).status_code == 400
 
 
 @pytest.mark.parametrize("killed", ["guard_encoder", "guard_input"])
 @BOTH
-def test_a_killed_step_is_an_error_and_never_a_pass(echo: Any, model: str, killed: str) -> None:
+def test_a_killed_step_is_an_error_and_never_a_pass(echo: Any, name: str, killed: str) -> None:
     texts = [INJECTION, PLAIN] * 30
 
     def ask(text: str) -> tuple[str, int]:
-        return text, echo.ask(model, text).status_code
+        return text, echo.ask(name, text).status_code
 
     with ThreadPoolExecutor(8) as pool:
         running = [pool.submit(ask, text) for text in texts]
         echo.kill(killed)
         counts = Counter(future.result() for future in running)
     assert counts[INJECTION, 200] == 0
-    assert echo.ask(model, INJECTION).status_code != 200
-    # A model whose process died is loaded again by the operator, or by what watches its readiness.
-    for name in (killed, ENSEMBLE, BLS):
-        echo.admin(f"{name}/unload")
-    for name in (killed, ENSEMBLE, BLS):
-        assert until(lambda name=name: echo.admin(f"{name}/load").status_code == 200)
-    assert until(lambda: echo.ask(model, PLAIN).status_code == 200)
+    assert echo.ask(name, INJECTION).status_code != 200
+    # A name whose process died is loaded again by the operator, or by what watches its readiness.
+    for step in (killed, ENSEMBLE, BLS):
+        echo.admin(f"{step}/unload")
+    for step in (killed, ENSEMBLE, BLS):
+        assert until(lambda step=step: echo.admin(f"{step}/load").status_code == 200)
+    assert until(lambda: echo.ask(name, PLAIN).status_code == 200)
 
 
 def test_a_wrong_parameter_stops_the_load_with_its_path(echo: Any) -> None:
@@ -149,12 +149,12 @@ def test_what_was_sealed_for_one_request_serves_one(echo: Any) -> None:
     client = grpcclient.InferenceServerClient(echo.grpc_address)
     read = client.infer("guard_input", tensors(text_input=PLAIN), headers=echo.headers)
     stream = Stream(echo, "guard_llm")
-    tensor = grpcclient.InferInput("prompt", [1], "BYTES")
-    tensor.set_data_from_numpy(read.as_numpy("prompt"))
+    tensor = grpcclient.InferInput("prompt", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(read.as_numpy("prompt").reshape(1, 1))
     for _ in range(2):
         stream.client.async_stream_infer("guard_llm", [tensor])
     first, second = stream.got.get(timeout=60), stream.got.get(timeout=60)
-    assert b"w0" not in first.as_numpy("answer")[0]
+    assert b"w0" not in first.as_numpy("answer")[0, 0]
     assert "taken already" in str(second)
     stream.client.stop_stream()
 

@@ -1,7 +1,8 @@
 """guard_llm: calls `llm` with what guard_input made, and seals what it says.
 
-The ensemble's way to the LLM. Whole answers only: a step of an ensemble waits for all its inputs
-of the same turn, so a verdict that comes once can't hold back a stream.
+The ensemble's way to the LLM. Whole answers only, so not decoupled: Triton lets no step of an
+ensemble take one input from a decoupled model and another one from elsewhere. The requests of one
+batch run side by side, and an instance takes its next batch when all of them are done.
 """
 
 import asyncio
@@ -31,17 +32,17 @@ class TritonPythonModel:
         self._wire = Wire(pb_utils)
 
     async def execute(self, requests):
-        await asyncio.gather(*(self._one(request) for request in requests))
+        return await asyncio.gather(*(self._one(request) for request in requests))
 
     async def _one(self, request):
-        sender = request.get_response_sender()
         try:
-            sealed = self._wire.values(request)[PROMPT].reshape(-1)[0]
-            self._wire.end(sender, self._wire.answer({ANSWER: await self._whole(sealed)}))
+            rows = self._wire.values(request)[PROMPT].reshape(-1)
+            answers = [await self._whole(sealed) for sealed in rows]
+            return self._wire.answer({ANSWER: answers}, (-1, 1))
         except (RequestError, StepFailed) as error:
-            self._wire.end(sender, self._wire.failure(error))
-        except Exception as error:  # noqa: BLE001 - whatever it is, nothing may wait for ever
-            self._wire.end(sender, self._wire.broken(error))
+            return self._wire.failure(error)
+        except Exception as error:  # noqa: BLE001 - a fault of one must not fail the whole batch
+            return self._wire.broken(error)
 
     async def _whole(self, sealed):
         job = self._jobs.open(sealed)

@@ -22,6 +22,8 @@ from vauban.hosts.triton.settings import parameters_of
 from vauban.policy import Policy
 
 MAX_BATCH: Final = 64
+LLM_BATCHES: Final = 4
+"""Batches of the ensemble that wait for the LLM at once, each in a process of its own."""
 _TEXT, _BOOL, _INT = "TYPE_STRING", "TYPE_BOOL", "TYPE_INT32"
 _OPTIONS: Final = tuple(name for name in OUTPUTS.values() if name)
 _ASKED: Final = (
@@ -48,6 +50,7 @@ class Step:
     optional: bool = False
     decoupled: bool = False
     batched: bool = False
+    instances: int = 1
     settings: tuple[str, ...] = ()
 
 
@@ -67,7 +70,11 @@ STEPS: Final[Mapping[str, Step]] = {
         settings=("ONNX_MODEL",),
     ),
     "guard_llm": Step(
-        (("prompt", _TEXT),), (("answer", _TEXT),), decoupled=True, settings=("LLM_BACKEND",)
+        (("prompt", _TEXT),),
+        (("answer", _TEXT),),
+        batched=True,
+        instances=LLM_BATCHES,
+        settings=("LLM_BACKEND",),
     ),
     "guard_output": Step((("verdict", _TEXT), ("answer", _TEXT)), _ANSWERED, ("answer",)),
     "guarded_llm_bls": Step(
@@ -209,7 +216,7 @@ def config_of(name: str, policy: Policy, models: Models) -> str:
             "  }",
             "}",
         ]
-    lines.append("instance_group [{ kind: KIND_CPU count: 1 }]")
+    lines.append(f"instance_group [{{ kind: KIND_CPU count: {step.instances} }}]")
     values = {key: models.settings[key] for key in step.settings}
     values |= {
         path: value
