@@ -80,7 +80,8 @@ def test_a_thief_is_degraded_then_banned_and_a_person_notices_nothing(
     flags = (
         f"{FLAG}identity.keys_file", str(path), f"{FLAG}answer.details", "true",
         f"{FLAG}state.store", f"sqlite:///{tmp_path / 'state.db'}",
-        f"{FLAG}extraction.ban_at", "0.55", f"{FLAG}state.refresh_ms", "50", f"{FLAG}response.slow_requests_per_min", "100000",
+        f"{FLAG}extraction.ban_at", "0.55", f"{FLAG}state.refresh_ms", "50",
+        f"{FLAG}response.slow_requests_per_min", "100000",
     )  # fmt: skip
     with start(*flags, max_model_len=1024) as server:
         levels = {"thief": [], "person": []}
