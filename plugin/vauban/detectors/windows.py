@@ -154,7 +154,11 @@ class WindowTokenizer:
         return cls([ours, *others])
 
     def __call__(self, texts: Sequence[str]) -> Windows:
-        """Every token of every text is in at least one window; empty texts have none."""
+        """Every token of every text is in at least one window; empty texts have none.
+
+        Half a surrogate pair, which JSON can bring and no tokenizer takes, is read as U+FFFD.
+        """
+        texts = [_whole(text) for text in texts]
         return Windows(
             tuple(
                 tuple(window for text in texts for window in cutter(text))
@@ -165,6 +169,14 @@ class WindowTokenizer:
     def to_ids(self, text: str) -> list[int]:
         """The encoder's ids of a whole text, special tokens left out."""
         return self._cutters[0].to_ids(text)
+
+
+def _whole(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _classifier_cutter(config: ClassifierConfig) -> _Cutter:
