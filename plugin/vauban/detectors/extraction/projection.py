@@ -35,8 +35,11 @@ class Projection:
 
         :param embeddings: float32 [n, embedding].
         """
-        small = unit(embeddings.astype(np.float32) @ self.matrix)
-        whole: Small = np.clip(np.rint(small * SCALE), -127, 127).astype(np.int8)
+        # In double precision, or what is rounded would depend on how many are multiplied at once.
+        small = embeddings.astype(np.float64) @ self.matrix.astype(np.float64)
+        lengths = np.sqrt((small * small).sum(axis=1))
+        scaled = small * (SCALE / np.maximum(lengths, 1e-6))[:, None]
+        whole: Small = np.clip(np.rint(scaled), -127, 127).astype(np.int8)
         return whole
 
     def cells(self, small: Small) -> NDArray[np.intp]:

@@ -4,9 +4,10 @@ Geometry can't tell a service from a thief (both sample), so a service is not he
 asks is counted over coarse cells while it is new; from then on each block of queries is scored by
 how surprising its cells are under those counts, and a one-sided CUSUM (Page 1954) over the
 standardised blocks accumulates what is too much. Blocks, because the queries of one person behind
-the service resemble each other.
+the service resemble each other. The baseline follows slowly, as a service's users drift.
 
-Does not cover: a service that steals from its first query; its quota and the campaign test do.
+Does not cover: a service that steals from its first query; theft through a service that passes on
+what many people ask, which is as varied by itself. Its quota and the campaign test are left there.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ ALLOWANCE: Final = 1.0
 ALARM: Final = 10.0
 """CUSUM at which the score is `ALARM_SCORE`."""
 ALARM_SCORE: Final = 0.5
+FOLLOW: Final = 0.1
+"""Share of a block's deviation by which the expected surprise follows it."""
 _SMOOTHING: Final = 32.0
 _LEAST_DEVIATION: Final = 0.15
 _MOST_PER_BLOCK: Final = 4.0
+_MOST_FOLLOWED: Final = 2.0
 
 
 class ServiceBaseline:
@@ -60,10 +64,11 @@ class ServiceBaseline:
         if len(self._block) < BLOCK_QUERIES:
             return
         block, self._block = self._block, []
-        over = (self._surprise(block, self._counts) - self._mean) / self._std - ALLOWANCE
-        self._cusum = max(0.0, self._cusum + min(over, _MOST_PER_BLOCK))
-        if self._cusum == 0.0:  # an ordinary block; the service may drift with its users
-            np.add.at(self._counts, block, 1.0)
+        deviation = (self._surprise(block, self._counts) - self._mean) / self._std
+        self._cusum = max(0.0, self._cusum + min(deviation - ALLOWANCE, _MOST_PER_BLOCK))
+        np.add.at(self._counts, block, 1.0)
+        followed = min(max(deviation, -_MOST_FOLLOWED), _MOST_FOLLOWED)
+        self._mean += FOLLOW * followed * self._std
 
     def _learn(self) -> None:
         """Blocks are scored against the counts of all the others, as later ones will be."""
