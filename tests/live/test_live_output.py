@@ -152,7 +152,7 @@ def test_a_canary_ends_the_answer_and_the_engines_work(
 ) -> None:
     client, _ = clients(library)
     canary = spell(canary_of(library))
-    aborted = library.metric("vllm:request_success_total", finished_reason="abort")
+    before = library.metric("vllm:generation_tokens_total")
     regex = f"I may say that it reads {canary}" + "( [a-z]{3,8}){300}"
     answer = client.chat.completions.create(
         model=MODEL, messages=ASKED, max_tokens=600, stream=stream,
@@ -168,8 +168,10 @@ def test_a_canary_ends_the_answer_and_the_engines_work(
     assert reasons == ["content_filter"]
     assert text == "I may say that it reads "
     assert library.settle("vllm:num_requests_running", 0) == 0
-    now = library.metric("vllm:request_success_total", finished_reason="abort")
-    assert now == aborted + stream  # a whole answer is read when the engine has done its work
+    canary_of(library)  # vLLM counts what an aborted request made when it makes another step
+    made = library.metric("vllm:generation_tokens_total") - before
+    # A whole answer is read when the engine has done its work.
+    assert made < 400 if stream else made >= 600
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -54,6 +54,7 @@ def front_only_app(model: Path, policy: Mapping[str, Any]) -> Starlette:
         renderer=SimpleNamespace(get_tokenizer=lambda: tokenizer),
         model_config=SimpleNamespace(max_model_len=MAX_MODEL_LEN),
     )
+    app.state.vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(policy="fcfs"))
     app.state.openai_serving_models = SimpleNamespace(model_name=lambda: MODEL)
     app.state.online_renderer = SimpleNamespace(chat_template=None)
     front = Front()

@@ -94,6 +94,8 @@ STEPS: Final[Mapping[str, Step]] = {
         settings=("MODEL", "MAX_MODEL_LEN"),
     ),
 }  # fmt: skip
+NOT_HERE: Final = ("extraction", "state", "response", "logprobs", "output")
+"""Sections that no model reads yet: they have a meaning in the vLLM host only."""
 ENSEMBLE: Final = "guarded_llm"
 GRAPH: Final = "guard_encoder_onnx"
 GRAPH_INPUT: Final = "ids"
