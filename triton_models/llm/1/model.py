@@ -6,6 +6,7 @@ engine half is in it, as in every vLLM beside which vauban is installed.
 
 import asyncio
 import json
+import locale
 import os
 import threading
 import uuid
@@ -20,6 +21,8 @@ from vauban.hosts.triton.settings import policy_of, texts_of
 
 class TritonPythonModel:
     def initialize(self, args):
+        # The backend starts Python without the environment's locale, so files are read as ASCII.
+        locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
         os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         self._config = json.loads(args["model_config"])

@@ -137,9 +137,7 @@ def server_command(
     """
     if not policy.identity.trusted_network:
         require_safe_bind(Identity(policy.identity), address)
-    # The models' interpreter would take the C locale, in which some packages can't be imported.
     given = {SECRET_VARIABLE: secrets.token_hex(32), **environ, BIND_VARIABLE: address}
-    given |= {"PYTHONUTF8": "1", "LC_ALL": "C.UTF-8"}
     admin = given.pop(ADMIN_VARIABLE, None) or secrets.token_hex(32)
     if server.python is not None:
         # The backend's interpreter finds its environment by the first python3 in PATH.
