@@ -18,6 +18,7 @@ from vauban.detectors import checkpoint
 from vauban.detectors.windows import Windows, WindowTokenizer
 from vauban.errors import RequestTooLarge, ScreeningFailed, StandingUnknown, StateUnavailable
 from vauban.policy import Policy
+from vauban.policy_extraction import ExtractionPolicy
 from vauban.policy_standing import StatePolicy
 from vauban.text.normalize import Normalizer
 from vauban.text.sanitize import Sanitizer
@@ -182,6 +183,15 @@ def standing_of(ledger: Ledger, principal_id: str, policy: StatePolicy) -> Stand
     if policy.on_failure == "degrade" and known.level < Level.DEGRADED:
         return Standing(principal_id, Level.DEGRADED)
     return known
+
+
+def unwatched(standing: Standing, policy: ExtractionPolicy) -> Standing:
+    """How a caller is treated while the extraction detector fails; its fail-closed rule."""
+    if policy.mode is not Mode.ENFORCE or policy.on_failure == "allow":
+        return standing
+    if standing.level >= Level.DEGRADED:
+        return standing
+    return Standing(standing.principal, Level.DEGRADED)
 
 
 def _across(texts: Sequence[tuple[Origin, str]]) -> list[str]:

@@ -18,6 +18,10 @@ class ExtractionPolicy(Section):
     mode: Mode = field(
         Mode.ENFORCE, "enforce, monitor (no level is set, only reported) or off (no state kept)."
     )
+    on_failure: Literal["degrade", "allow"] = field(
+        "degrade",
+        "While the detector fails: treat every caller as degraded or worse, or go on without it.",
+    )
     metric: Literal["sessions", "article"] = field(
         "sessions",
         "sessions: order and spread of queries; article: std/mean of principal variances, which"

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vauban.detectors.windows import Windows
+from vauban.errors import ConfigError
 from vauban.guard import encode_each, watch_each
 from vauban.policy_extraction import ExtractionPolicy
 from vauban.types import Caller, Evidence, Mode, Reason
@@ -146,9 +147,17 @@ def watcher(policy: ExtractionPolicy) -> Watch | None:
     """What a queue tells of each batch: the extraction detector, unless the policy has it off.
 
     :raises WeightsError: the reference can't be loaded.
+    :raises ConfigError: FAISS is not installed.
     """
     if policy.mode is Mode.OFF:
         return None
-    from vauban.detectors.extraction.detector import ExtractionDetector  # loads faiss
-
+    try:
+        from vauban.detectors.extraction.detector import ExtractionDetector  # loads faiss
+    except ModuleNotFoundError as error:
+        if error.name != "faiss":
+            raise
+        raise ConfigError(
+            "extraction detection needs FAISS: install faiss-cpu or faiss-gpu (vauban[cpu] and"
+            " vauban[gpu] have them), or set extraction.mode: off"
+        ) from None
     return partial(watch_each, ExtractionDetector(policy))

@@ -16,7 +16,7 @@ from vauban.access.ledger import Ledger
 from vauban.access.standing import Standing, Transition
 from vauban.detectors.windows import Windows
 from vauban.errors import ConfigError, RequestError
-from vauban.guard import Guard, standing_of
+from vauban.guard import Guard, standing_of, unwatched
 from vauban.hosts.vllm.channel import Report, ReportReceiver, announced_engines
 from vauban.hosts.vllm.hardening import Hardening
 from vauban.hosts.vllm.owner import Owners
@@ -73,6 +73,7 @@ class Front:
         self._receiver: ReportReceiver | None = None
         self._queue: ScreenQueue | None = None
         self._forgiven: dict[str, float] = {}
+        self._unwatched = False  # the extraction detector failed on what it was given last
 
     def configure(self, args: Any) -> None:
         """Check policy, keys and the listening address. Needs no engine, so wrong settings stop
@@ -157,7 +158,8 @@ class Front:
         watching = self.policy.response.mode is Mode.MONITOR
         if watching or (route.kind is Kind.PASSED and not route.stored):
             return self.ledger.remembered(principal.id)
-        return standing_of(self.ledger, principal.id, self.policy.state)
+        standing = standing_of(self.ledger, principal.id, self.policy.state)
+        return unwatched(standing, self.policy.extraction) if self._unwatched else standing
 
     def caller(self, principal: Principal, address: str | None) -> Caller:
         """A principal as the extraction detector is told of it."""
@@ -168,6 +170,8 @@ class Front:
 
     def learn(self, principal: Principal, evidence: Evidence | Reason | None) -> None:
         """Enter what the extraction detector knows of a caller after a query."""
+        if evidence is not None:
+            self._unwatched = isinstance(evidence, Reason)
         if isinstance(evidence, Reason):
             self.metrics.failures.labels(evidence.value).inc()
         elif evidence is not None:
