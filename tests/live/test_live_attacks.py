@@ -72,8 +72,8 @@ def statuses(said: bytes) -> list[int]:
 
 def is_refused(response: httpx.Response) -> bool:
     """By the guard or by vLLM: no answer of the model either way."""
-    assert response.status_code in (200, 400), response.text
-    return response.status_code == 400 and "choices" not in response.json()
+    assert response.status_code in (200, 400, 403), response.text
+    return response.status_code != 200 and "choices" not in response.json()
 
 
 def served(live: Any) -> float:

@@ -171,7 +171,7 @@ def test_a_canary_ends_the_answer_and_the_engines_work(
     canary_of(library)  # vLLM counts what an aborted request made when it makes another step
     made = library.metric("vllm:generation_tokens_total") - before
     # A whole answer is read when the engine has done its work.
-    assert made < 400 if stream else made >= 600
+    assert made < 400 if stream else made > 500
 
 
 @pytest.mark.parametrize("stream", [False, True])
