@@ -15,7 +15,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from test_live_triton import BLS, BOTH, ENSEMBLE, INJECTION, PLAIN, Stream, tensors
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
