@@ -59,7 +59,7 @@ RUN python -m venv /opt/vauban \
     && uv pip install --no-cache --python /opt/vauban/bin/python --overrides /tmp/uv-overrides.txt \
         --torch-backend=cpu "vauban[cpu] @ file://$(ls /wheels/*.whl)" \
     && PATH="/opt/vauban/bin:$PATH" vauban triton install \
-    && pip uninstall --yes uv && rm -rf /wheels /tmp/uv-overrides.txt /root/.cache \
+    && pip uninstall --yes uv && rm -rf /wheels /tmp/uv-overrides.txt "$HOME/.cache" \
     && useradd --system --create-home --uid 10001 vauban
 ENV PATH=/opt/vauban/bin:$PATH
 USER 10001

@@ -14,12 +14,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vauban.detectors.extraction import article
+from vauban.detectors.extraction.article import article_score
 from vauban.detectors.extraction.detector import ExtractionDetector, Query
 from vauban.detectors.extraction.profile import BLOCK, Profile
 from vauban.detectors.extraction.projection import Floats, Small, unit
 from vauban.detectors.extraction.reference import Reference
 from vauban.policy_extraction import ExtractionPolicy
+from vauban.training import peers
 from vauban.training.traffic import SERVICES, Generator
 from vauban.training.traffic_world import BROAD, NARROW, World
 from vauban.types import Caller, Level
@@ -136,10 +137,10 @@ class _Watch:
 
     def _peers(self, small: Small, cells: NDArray[np.integer]) -> dict[str, float]:
         return {
-            "article": article.article_score(small),
-            "PRADA": article.prada(small),
-            "coverage": article.coverage(cells),
-            "MMD": article.mmd(small, self._honest),
+            "article": article_score(small),
+            "PRADA": peers.prada(small),
+            "coverage": peers.coverage(cells),
+            "MMD": peers.mmd(small, self._honest),
         }
 
 

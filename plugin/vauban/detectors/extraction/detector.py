@@ -9,12 +9,11 @@ A caller's own score depends on that caller's queries alone, not on how requests
 No text comes in here, and none can be had back: a query is 64 small numbers and a few measures.
 
 Sources: the study in arXiv 2606.05725 (MMD windows), PRADA (arXiv 1805.02628) and the article's
-metric are in `article.py`, to be compared with.
+metric are measured beside it (`vauban evaluate extraction`).
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -23,17 +22,15 @@ from typing import Final
 
 import numpy as np
 
-from vauban.detectors.extraction.article import article_score
+from vauban.detectors.extraction.article import ARTICLE_BAN, article_score
 from vauban.detectors.extraction.campaign import MAX_RAISE, Campaign, Campaigns
-from vauban.detectors.extraction.index import BYTES_PER_QUERY, SharedIndex
-from vauban.detectors.extraction.profile import PROFILE_BYTES, Profile
+from vauban.detectors.extraction.index import SharedIndex
+from vauban.detectors.extraction.profile import Profile
 from vauban.detectors.extraction.projection import FINE, Floats, Small
 from vauban.detectors.extraction.reference import NONE, Reference, tail_of
 from vauban.detectors.extraction.service import ServiceBaseline
 from vauban.policy_extraction import ExtractionPolicy
 from vauban.types import Caller, Evidence, Level
-
-logger = logging.getLogger(__name__)
 
 NOTHING: Final = Evidence(0.0, Level.CLEAR, 0)
 POPULAR: Final = 6
@@ -63,9 +60,9 @@ class _Known:
 
 
 class ExtractionDetector:
-    """Not thread-safe. Memory: at most `policy.max_memory_bytes` for callers (about
-    `PROFILE_BYTES` each at most) and `policy.shared_queries` times `BYTES_PER_QUERY`; over that
-    the callers that were silent longest are forgotten.
+    """Not thread-safe. Memory: at most `policy.max_memory_bytes` for callers (each at
+    most `profile.PROFILE_BYTES`) and `policy.shared_queries` times `index.BYTES_PER_QUERY`; over
+    that the callers that were silent longest are forgotten.
 
     :param reference: default: the one that ships, or the policy's.
     :param clock: seconds since the epoch.
@@ -205,7 +202,7 @@ class ExtractionDetector:
     def _article(self, profile: Profile) -> tuple[float, list[tuple[str, float]]]:
         spread = article_score(profile.vectors()[-_ARTICLE_WINDOW:])
         # Its threshold is where a score of `ban_at` stands.
-        score = min(1.0, spread / 0.85 * self.policy.ban_at)
+        score = min(1.0, spread / ARTICLE_BAN * self.policy.ban_at)
         return score, [("article", round(spread, 3))]
 
     def _climb(self, caller: _Known, supported: Level) -> Level:
@@ -240,7 +237,7 @@ class ExtractionDetector:
         return found
 
     def _account(self, name: str, caller: _Known) -> None:
-        if name not in self._callers:
+        if self._callers.get(name) is not caller:  # begun anew within this batch
             return
         service = self._cells * 8 if caller.service is not None else 0
         now = caller.profile.nbytes + service
@@ -250,8 +247,3 @@ class ExtractionDetector:
     def _evict(self) -> None:
         while self._nbytes > self.policy.max_memory_bytes and len(self._callers) > 1:
             self.forget(next(iter(self._callers)))
-
-
-def most_bytes(policy: ExtractionPolicy) -> int:
-    """Upper bound of the detector's memory, in bytes, apart from the campaign register."""
-    return policy.max_memory_bytes + PROFILE_BYTES + policy.shared_queries * BYTES_PER_QUERY
