@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -273,3 +274,19 @@ def test_a_detector_that_dies_has_seen_nothing(make_guard: MakeGuard) -> None:
     found = watch_each(Dead(), [Caller("a"), None, Caller("b")],
                        [encoded, encoded, Reason.SCREEN_FAILED])  # fmt: skip
     assert found == [Reason.WATCH_FAILED, None, None]
+
+
+def test_many_prompts_of_one_request_are_many_queries(make_guard: MakeGuard) -> None:
+    seen: list[float] = []
+
+    class Counting:
+        def observe(self, queries: Sequence[Any]) -> list[Evidence]:
+            seen.extend(float(query.embedding[0]) for query in queries)
+            return [Evidence(0.0, Level.CLEAR, number) for number, _ in enumerate(queries, 1)]
+
+    parts = np.arange(12, dtype=np.float32).reshape(4, 3)
+    encoded = Encoded(0.1, parts.mean(axis=0), 4, parts)
+    callers = [Caller("a", prompts=4), Caller("b"), None]
+    found = watch_each(Counting(), callers, [encoded, encoded, encoded])
+    assert seen == [0.0, 3.0, 6.0, 9.0, 4.5]
+    assert [e and e.queries for e in found] == [4, 5, None]

@@ -251,7 +251,11 @@ def watch_each(
     for index, (caller, outcome) in enumerate(zip(callers, outcomes, strict=True)):
         if caller is None or isinstance(outcome, Reason) or outcome.embedding is None:
             continue
-        queries.append((index, Query(caller, outcome.embedding)))
+        rows = [outcome.embedding]
+        if caller.prompts > 1 and outcome.parts is not None:
+            # Their mean would be one harmless query, however many prompts are sent at once.
+            rows = list(outcome.parts)
+        queries += [(index, Query(caller, row)) for row in rows]
     found: list[Evidence | Reason | None] = [None] * len(callers)
     known = _attempt("extraction detection", lambda: detector.observe([q for _, q in queries]))
     for place, (index, _) in enumerate(queries):

@@ -114,12 +114,12 @@ class Sealer:
 def _caller_bytes(caller: Caller | None) -> bytes:
     if caller is None:
         return b""
-    row = [caller.id, caller.service, caller.tags, caller.forgiven_at]
+    row = [caller.id, caller.service, caller.tags, caller.forgiven_at, caller.prompts]
     return json.dumps(row).encode()
 
 
 def _caller_of(data: bytes) -> Caller | None:
     if not data:
         return None
-    name, service, tags, forgiven_at = json.loads(data)
-    return Caller(name, service, tuple(tags), forgiven_at)
+    name, service, tags, forgiven_at, prompts = json.loads(data)
+    return Caller(name, service, tuple(tags), forgiven_at, prompts)

@@ -131,13 +131,15 @@ class Caller:
 
     `tags`: what it shares with other callers by credential or address (a key's group, an address
     block); never what a client says of itself. `forgiven_at`: what was gathered before, in seconds
-    since the epoch, must be forgotten.
+    since the epoch, must be forgotten. `prompts`: how many the request holds that have nothing to
+    do with each other (a list of prompts, a batch of chats).
     """
 
     id: str
     service: bool = False
     tags: tuple[str, ...] = ()
     forgiven_at: float = 0.0
+    prompts: int = 1
 
 
 class PrincipalKind(StrEnum):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vauban.errors import MalformedRequest
-from vauban.protocol.bodies import _NO_TEXT, MAX_DEPTH, ROLES, Body, parse_body
+from vauban.protocol.bodies import _NO_TEXT, MAX_DEPTH, ROLES, Body, parse_body, prompts_in
 from vauban.types import Origin
 
 # Words that can't be mistaken for a plain name or a piece of another one.
@@ -440,3 +440,22 @@ def test_a_million_tiny_values_are_refused_at_once(many: list[Any]) -> None:
 def test_ids_that_hide_text_beside_a_stray_byte_are_refused() -> None:
     with pytest.raises(MalformedRequest, match="whole text"):
         Body({"prompt": [1, 2]}, trusted_system=False, decode=lambda _: "\ufffd" * 9)
+
+
+@pytest.mark.parametrize(
+    ("data", "count"),
+    [
+        ({"prompt": "a"}, 1),
+        ({"prompt": ["a", "b"]}, 2),
+        ({"prompt": [[1, 2], [3]]}, 2),
+        ({"prompt": [1, 2, 3]}, 1),
+        ({"prompt": []}, 1),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}, 1),
+        ({"messages": [[{"role": "user", "content": "a"}], []]}, 2),
+        ({"input": ["a", "b", "c"]}, 3),
+        ({"input": [{"role": "user", "content": "a"}]}, 1),
+        ({}, 1),
+    ],
+)
+def test_prompts_that_have_nothing_to_do_with_each_other(data: dict[str, Any], count: int) -> None:
+    assert prompts_in(data) == count

@@ -35,12 +35,14 @@ class Encoded:
     """What the encoder says about one request.
 
     `score`: calibrated probability in [0, 1], the worst over windows and models.
-    `embedding`: float32 [hidden], unit length; None when there was no text.
+    `embedding`: float32 [hidden], unit length; None when there was no text. `parts`: float32
+    [windows, hidden], what it is the mean of.
     """
 
     score: float
     embedding: NDArray[np.float32] | None
     windows: int
+    parts: NDArray[np.float32] | None = None
 
 
 class Scorer(Protocol):
@@ -246,17 +248,18 @@ def _assemble(pending: Sequence[_Pending], requests: int) -> list[Encoded]:
             embeddings = _stack(part.embeddings)
     encoded = []
     for request in range(requests):
-        worst, embedding = 0.0, None
+        worst, embedding, parts = 0.0, None, None
         for model_scores, part in zip(scores, pending, strict=True):
             worst = max(worst, *map(float, model_scores[part.rows[request]]), 0.0)
         rows = pending[0].rows[request]
         if rows and embeddings is not None:
-            embedding = embeddings[rows].mean(axis=0)
+            parts = embeddings[rows]
+            embedding = parts.mean(axis=0)
             length = float(np.linalg.norm(embedding))
             if length < 1e-6:
                 raise ScreeningFailed("the encoder gave an embedding without a direction")
             embedding = (embedding / length).astype(np.float32)
-        encoded.append(Encoded(min(worst, 1.0), embedding, len(rows)))
+        encoded.append(Encoded(min(worst, 1.0), embedding, len(rows), parts))
     return encoded
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -305,6 +305,16 @@ class Body:
             runs.setdefault((part, ""), []).append(leaf.text)
             runs.setdefault((part, str(leaf.key)), []).append(leaf.text)
         return ["".join(texts) for texts in runs.values() if len(texts) > 1]
+
+
+def prompts_in(data: Mapping[str, Any]) -> int:
+    """How many prompts a body holds that have nothing to do with each other."""
+    for name in ("prompt", "messages", "input"):
+        value = data.get(name)
+        # A list of messages or of token ids is one prompt; one of texts or of lists is many.
+        if isinstance(value, list) and value and isinstance(value[0], str | list):
+            return len(value)
+    return 1
 
 
 def _join_text_parts(parts: list[Any]) -> None:

@@ -26,7 +26,7 @@ from vauban.hosts.vllm.routes import Kind, Route, shape_of
 from vauban.hosts.vllm.serving import client_address, finish, start, stop
 from vauban.hosts.vllm.treatment import PRIORITY_HEADER, STANDING_HEADER
 from vauban.mark import RESERVED_KEY
-from vauban.protocol.bodies import Body, parse_body
+from vauban.protocol.bodies import Body, parse_body, prompts_in
 from vauban.protocol.features import check_body_features, check_fields
 from vauban.protocol.shapes import Shape
 from vauban.telemetry import Decision
@@ -74,6 +74,7 @@ class Exchange:
         self._front_ms = 0.0
         self._chars = self._segments = self._tokens = self._added_tokens = 0
         self._findings: tuple[tuple[str, int], ...] = ()
+        self._prompts = prompts_in(self._data)
         self._timer: asyncio.TimerHandle | None = None
         self._client_left = False
         self._editors: list[Editor] = []
@@ -159,7 +160,7 @@ class Exchange:
         return reading
 
     def _caller(self, scope: Scope) -> Caller:
-        return self._front.caller(self._principal, client_address(scope))
+        return self._front.caller(self._principal, client_address(scope), self._prompts)
 
     def _sanitizer(self) -> Sanitizer:
         """The rules for the answer. Where the operator has said something, a canary goes behind

@@ -161,12 +161,12 @@ class Front:
         standing = standing_of(self.ledger, principal.id, self.policy.state)
         return unwatched(standing, self.policy.extraction) if self._unwatched else standing
 
-    def caller(self, principal: Principal, address: str | None) -> Caller:
+    def caller(self, principal: Principal, address: str | None, prompts: int) -> Caller:
         """A principal as the extraction detector is told of it."""
         group = f"group:{principal.group}" if principal.group else ""
         tags = tuple(tag for tag in (group, address_block(address)) if tag)
         forgiven_at = self._forgiven.get(principal.id, 0.0)
-        return Caller(principal.id, principal.service, tags, forgiven_at)
+        return Caller(principal.id, principal.service, tags, forgiven_at, prompts)
 
     def learn(self, principal: Principal, evidence: Evidence | Reason | None) -> None:
         """Enter what the extraction detector knows of a caller after a query."""
