@@ -42,7 +42,8 @@ TURNS = (
 def thief(rng: random.Random) -> Iterator[str]:
     """Fills a taxonomy, in any order."""
     while True:
-        yield f"{rng.choice(VERBS)} {rng.choice(FORMS)} about {rng.choice(SUBJECTS)}."
+        one, two = rng.sample(SUBJECTS, 2)
+        yield f"{rng.choice(VERBS)} {rng.choice(FORMS)} about {one} and {two}."
 
 
 def person(rng: random.Random) -> Iterator[str]:
@@ -65,7 +66,8 @@ def body(text: str) -> dict[str, Any]:
 @pytest.fixture
 def keys(tmp_path: Path) -> tuple[Path, dict[str, str], dict[str, str]]:
     path, texts, ids = tmp_path / "keys.json", {}, {}
-    for name, scopes in (("thief", ("*",)), ("person", ("*",)), ("operator", ("*", "admin"))):
+    scopes_of = dict.fromkeys(("thief", "person", "lister"), ("*",)) | {"operator": ("*", "admin")}
+    for name, scopes in scopes_of.items():
         key, record = add_key(
             path, name, scopes, created=datetime.now(UTC), expires=None, limit=RateLimit()
         )
@@ -105,6 +107,7 @@ def test_a_thief_is_degraded_then_banned_and_a_person_notices_nothing(
             headers={"authorization": f"Bearer {key['operator']}"},
         ).json()
         assert "volcano" not in str(shown)
+        check_lists(server, key["lister"])
         os.killpg(server.server.process.pid, signal.SIGKILL)
         server.server.process.wait()
     with start(*flags, max_model_len=1024) as server:
@@ -112,3 +115,13 @@ def test_a_thief_is_degraded_then_banned_and_a_person_notices_nothing(
         assert again.status_code == 403
         other = server.post(CHAT, body("Hello"), authorization=f"Bearer {key['person']}")
         assert other.status_code == 200
+
+
+def check_lists(server: Any, key: str) -> None:
+    """Whoever sends prompts by the list has asked as many queries."""
+    texts = thief(_random(3))
+    for _ in range(6):
+        many = {"model": "standin", "max_tokens": 1, "prompt": [next(texts) for _ in range(40)]}
+        answer = server.post("/v1/completions", many, authorization=f"Bearer {key}")
+        assert answer.status_code in (200, 400), answer.text
+    assert answer.headers["x-vauban-standing"] in ("flagged", "slowed", "degraded")

@@ -818,3 +818,13 @@ async def test_everybody_has_a_salt_of_their_own(
         assert salts[0] == salts[1]
         assert len(set(salts)) == 4
         assert "x" not in salts
+
+
+def test_a_stored_stream_is_read_from_its_start() -> None:
+    from vauban.hosts.vllm.middleware import _from_the_start
+
+    assert _from_the_start(b"stream=true&starting_after=7&include=x&starting_after=9") == (
+        b"stream=true&include=x"
+    )
+    assert _from_the_start(b"starting%5fafter=7") == b""
+    assert _from_the_start(b"") == b""

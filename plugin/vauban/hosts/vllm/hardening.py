@@ -30,7 +30,8 @@ CONCEALED: Final = -9999.0
 _INCLUDE = "message.output_text.logprobs"
 _CHOSEN = ("logprob_token_ids", "prompt_logprob_token_ids")
 _PROMPT = ("prompt_logprobs", "prompt_logprob_token_ids", "prompt_logprob_start")
-_IDS = ("return_token_ids", "return_tokens_as_token_ids")
+# The last gives the raw answer and its ids beside the one that is read.
+_IDS = ("return_token_ids", "return_tokens_as_token_ids", "enable_response_messages")
 _BIAS = ("logit_bias", "allowed_token_ids")
 _FORCING = (*_BIAS, "bad_words", "structured_outputs")
 _PROMPT_ANSWERS = ("prompt_logprobs", "prompt_token_id_logprobs")

@@ -19,6 +19,7 @@ import contextlib
 import time
 from collections.abc import Iterator, MutableMapping
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -105,6 +106,10 @@ class GuardMiddleware:
             if route.kind is Kind.PASSED:
                 if route.stored:
                     send = self._stored(send, principal, request_id)
+                    scope = {
+                        **scope,
+                        "query_string": _from_the_start(scope.get("query_string", b"")),
+                    }
                 await self._app(scope, receive, send)
                 return
             if route.kind is Kind.USERS:  # no slot: an operator gets through to a full server
@@ -127,7 +132,10 @@ class GuardMiddleware:
         """The way out for a stored response, which is edited each time it is read."""
         front = self._front
         canary = front.owners.canary(principal, request_id)
-        rules = front.guard.screen_output(canaries=[canary] if canary else [])
+        instruction = front.policy.sandwich.instruction
+        rules = front.guard.screen_output(
+            [instruction] if instruction else [], [canary] if canary else []
+        )
         editors: list[Editor] = [output_editor(rules, Shape.RESPONSES)]
         logprobs = front.hardening.stored()
         if logprobs is not None:
@@ -227,3 +235,9 @@ def _named(route: Route, found: str) -> str:
     if route.kind is Kind.USERS:
         return _USERS_PATH
     return _STORED_PATH if route.stored else found
+
+
+def _from_the_start(query: bytes) -> bytes:
+    """A stored stream is read whole: from its middle, half a secret is no secret to the rules."""
+    fields = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+    return urlencode([(k, v) for k, v in fields if k != "starting_after"]).encode()

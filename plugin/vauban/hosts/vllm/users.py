@@ -84,7 +84,7 @@ class UsersApi:
         principal_id, act = matched["id"], matched["act"]
         if principal_id is None:
             return self._answer(await asyncio.to_thread(self._list, query))
-        if method == "GET" and act:  # an id that ends like that is none
+        if act and method != "POST":  # an id that ends like that is none
             raise NotFound("there is no such user")
         _check_id(principal_id)
         if method in ("GET", "HEAD"):
