@@ -6,9 +6,9 @@ it is complete, by itself and by what stood before it. So what comes out depends
 only, never on how it was cut into pieces. Held back are the last `hold_back` characters, a word
 that is not complete, and a run of the operator's words that may become a leak; all are bounded.
 
-Covers: credentials, also long ones (of a block with a key each line is taken out, up to its end;
-of a word over `MAX_WORD_CHARS` the rest shares the fate of what came before); canaries; the
-operator's sentences; pictures and links to other hosts; markup that runs; control characters.
+Covers: credentials, also long ones (of a key block each line; of a word over `MAX_WORD_CHARS` the
+rest shares the fate of what came before); canaries; the operator's sentences; pictures and links to
+other hosts; markup that runs; control characters.
 Does not cover: other things that the model was told to write in disguise.
 """
 
@@ -113,12 +113,13 @@ class Stream:
     """Reads one channel. `stopped`: a detector ended the answer; nothing more comes out.
 
     `findings` counts by detector and action. `fed` and `released` are characters, without dropped
-    control characters; `cuts` are the last of what was taken out.
+    control characters; `past` and then `cuts` are what was taken out.
     """
 
     def __init__(self, rules: Sanitizer, *, json: bool, markup: bool) -> None:
         self.stopped = False
         self.findings: Counter[tuple[str, str]] = Counter()
+        self.past: list[Cut] = []
         self.cuts: list[Cut] = []
         self.released = 0
         self._rules = rules
@@ -128,8 +129,7 @@ class Stream:
         self._passages = Passages(rules.hosts, markup=markup and not json, json=json)
         self._strings = JsonStrings() if json else None
         self._buffer = ""
-        self._base = 0  # where in the channel the buffer begins
-        self._read_to = 0
+        self._base = self._read_to = 0  # where in the channel the buffer begins
         self._floor = 0  # retroactive cuts begin here at the earliest
         self._said: list[tuple[str, int]] = []  # the last words of a group, and where they begin
         self._run = 0
@@ -396,4 +396,5 @@ class Stream:
             self._buffer = self._buffer[spare:]
             self._base += spare
             self._passages.forget(spare)
-            self.cuts = [cut for cut in self.cuts[:-1] if cut.end > self.released] + self.cuts[-1:]
+            gone = sum(cut.end <= self.released for cut in self.cuts[:-1])
+            self.past, self.cuts = self.past + self.cuts[:gone], self.cuts[gone:]

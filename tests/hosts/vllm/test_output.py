@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vauban.errors import MalformedRequest
+from vauban.hosts.vllm.output import keep_in_step
 from vauban.hosts.vllm.output_events import output_editor
 from vauban.hosts.vllm.rewrite import Event
 from vauban.policy import OutputPolicy
@@ -341,3 +343,55 @@ def test_streamed_is_whole(text: str, sizes: int) -> None:
     events = [*(chunk(content=p) for p in pieces(text, sizes)), chunk(finish="stop")]
     said = put_together(run(output_editor(rules(), Shape.CHAT), events))
     assert said.get("content", "") == whole["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize("words", [7, 16, 22])
+def test_logprobs_of_an_early_cut_stay_away_when_many_come_in_one_event(words: int) -> None:
+    """What was cut early is still known when the tokens beside it are judged."""
+    plain = "Some plain words that say nothing at all. " * words
+    other = KEY[:4] + KEY[:3:-1]
+    events = []
+    for piece in (
+        f"{plain}The key is {KEY} so. {plain}",
+        f"{plain}And {other} too. {plain}",
+        plain,
+    ):
+        event = chunk(content=piece)
+        event["choices"][0]["logprobs"] = {
+            "content": [{"token": c, "logprob": -1.0} for c in piece]
+        }
+        events.append(event)
+    events.append(chunk(finish="stop"))
+    out = run(output_editor(rules(), Shape.CHAT), events)
+    tokens = "".join(
+        entry["token"]
+        for payload in out
+        for entry in (payload["choices"][0].get("logprobs") or {}).get("content") or ()
+    )
+    assert KEY not in tokens
+    assert other not in tokens
+    assert plain in tokens
+
+
+@pytest.mark.parametrize(
+    ("data", "refused"),
+    [
+        ({"stream": True, "logprobs": True, "stop": ["z" * 200]}, True),
+        ({"stream": True, "logprobs": 0, "stop": "z"}, True),
+        ({"stream": True, "return_token_ids": True, "stop": ["z"]}, True),
+        ({"stream": True, "output_mode": "text", "sampling_params": {"stop": ["z"]}}, True),
+        ({"stream": True, "stop": ["z"]}, False),
+        ({"stream": False, "logprobs": True, "stop": ["z"]}, False),
+        ({"stream": True, "logprobs": True, "stop": []}, False),
+    ],
+)
+def test_text_that_lags_behind_its_tokens_is_not_streamed(
+    data: dict[str, Any], refused: bool
+) -> None:
+    data = {**data, "stream_interval": 500}
+    if refused:
+        with pytest.raises(MalformedRequest, match="stop strings"):
+            keep_in_step(data)
+    else:
+        keep_in_step(data)
+    assert "stream_interval" not in data

@@ -19,6 +19,7 @@ from vauban.hosts.vllm.answers import Answer, blocked_answer, error_answer, refu
 from vauban.hosts.vllm.channel import Report
 from vauban.hosts.vllm.front import Front
 from vauban.hosts.vllm.gate import Gate
+from vauban.hosts.vllm.output import keep_in_step
 from vauban.hosts.vllm.output_events import OutputEditor, output_editor
 from vauban.hosts.vllm.owner import place_canary
 from vauban.hosts.vllm.rewrite import Editor, Rewriter
@@ -84,11 +85,9 @@ class Exchange:
         slow = enforced >= Level.SLOWED and route.kind is Kind.GUARDED
         if slow and front.priority_scheduling:
             self._wait_for_others()
-        if principal.limit.tokens_per_min is not None:
-            self._data.pop("stream_interval", None)  # tokens of a stream are counted by its events
-            if self._data.get("background"):
-                raise Forbidden("background work can't be counted against this limit of tokens",
-                                param="background")  # fmt: skip
+        if principal.limit.tokens_per_min is not None and self._data.get("background"):
+            raise Forbidden("background work can't be counted against this limit of tokens",
+                            param="background")  # fmt: skip
 
     def _settle_ids(self) -> None:
         """The id of a stored response says whose it is, so it is never the caller's choice."""
@@ -118,8 +117,8 @@ class Exchange:
         # A long text takes tens of milliseconds to read; other requests go on meanwhile.
         reading = await asyncio.to_thread(self._read) if self._is_long else self._read()
         if self._route.generates:
-            front = self._front
-            front.owners.salt(self._data, self.shape, self._principal)
+            keep_in_step(self._data)
+            self._front.owners.salt(self._data, self.shape, self._principal)
             self._output = output_editor(self._sanitizer(), self.shape)
             self._editors.append(self._output)
         self._front_ms = self._elapsed_ms()

@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
+from vauban.errors import MalformedRequest
 from vauban.hosts.vllm.answers import CONTENT_FILTER
 from vauban.hosts.vllm.rewrite import Event
 from vauban.text.sanitize import Sanitizer, Stream
@@ -207,10 +208,35 @@ class _Choice:
             if stream.released < end and not self.finished:
                 return
             self._waiting.popleft()
-            if stream.stopped or any(cut.start < end and start < cut.end for cut in stream.cuts):
+            cuts = (*stream.past, *stream.cuts)
+            if stream.stopped or any(cut.start < end and start < cut.end for cut in cuts):
                 continue
             for name, value in attached.items():
                 part[name] = _joined(part.get(name), value)
+
+
+def keep_in_step(data: dict[str, Any]) -> None:
+    """Have each token come with its text and in an event of its own; a stream's are counted by its
+    events, and what is told of a token that comes early spells what is taken out of the text.
+
+    vLLM holds text back while it may become a stop string, but not what is beside it.
+
+    :raises MalformedRequest: a stream with both.
+    """
+    options = data.get("sampling_params")
+    places = [fields for fields in (data, options) if isinstance(fields, dict)]
+    for fields in places:
+        fields.pop("stream_interval", None)
+    told = data.get("output_mode") == "text" or any(
+        fields.get(name) not in (None, False, 0) or type(fields.get(name)) is int
+        for fields in places
+        for name in ("logprobs", "top_logprobs", "return_token_ids", "return_tokens_as_token_ids")
+    )
+    stopping = any(fields.get("stop") for fields in places)
+    if data.get("stream") and told and stopping:
+        raise MalformedRequest(
+            "a stream with stop strings can't tell log-probabilities or token ids", param="stop"
+        )
 
 
 def _call_index(delta: Any, function: dict[str, Any]) -> Any:
