@@ -152,16 +152,19 @@ def test_off_is_off() -> None:
 @shapes
 @pytest.mark.parametrize("mode", ["on", "off"])
 def test_a_degraded_caller_gets_no_values(shape: Shape, mode: str) -> None:
-    data = asking(shape, temperature=0, top_k=1, top_p=0.1, min_p=1, seed=5)
+    sharp = {"top_k": 1, "top_p": 0.1, "min_p": 1, "seed": 5, "repetition_penalty": 0.001}
+    data = asking(shape, temperature=0, **sharp)
     assert hardening(mode=mode).request(data, shape, degraded=True) is None
     found = options(data)
     assert found["temperature"] == 0.7
-    assert not {"logprobs", "top_logprobs", "top_k", "top_p", "min_p", "seed"} & set(found)
+    assert not {"logprobs", "top_logprobs", *sharp} & set(found)
     assert not data.get("include")
 
 
 @shapes
-@pytest.mark.parametrize("fields", [{"logit_bias": {"5": 1}}, {"allowed_token_ids": [5]}])
+@pytest.mark.parametrize(
+    "fields", [{"logit_bias": {"5": 1}}, {"allowed_token_ids": [5]}, {"bad_words": ["a"]}]
+)
 def test_a_degraded_caller_gets_no_bias(shape: Shape, fields: dict[str, Any]) -> None:
     for mode in ("on", "off"):
         with pytest.raises(MalformedRequest):
@@ -264,3 +267,8 @@ def test_what_holds_none_is_left_alone(payload: Any) -> None:
     before = copy.deepcopy(payload)
     assert not LogprobEditor(5, 2).body(payload)
     assert payload == before
+
+
+def test_the_raw_answer_is_not_given_beside_the_one_that_is_read() -> None:
+    with pytest.raises(MalformedRequest, match="enable_response_messages"):
+        hardening().request({"enable_response_messages": True}, Shape.RESPONSES)

@@ -395,3 +395,31 @@ def test_text_that_lags_behind_its_tokens_is_not_streamed(
     else:
         keep_in_step(data)
     assert "stream_interval" not in data
+
+
+AT_THE_END = f"It is {CANARY}"
+
+
+@sizes
+def test_messages_stopped_by_the_last_word_of_a_block(size: int) -> None:
+    blocks = [("text_delta", "text", AT_THE_END), ("text_delta", "text", "And this comes next.")]
+    editor = output_editor(rules(), Shape.ANTHROPIC)
+    out = run(editor, messages(blocks, size))
+    assert editor.stopped
+    assert CANARY not in json.dumps(out)
+    assert [event["type"] for event in out[-3:]] == [
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+    ]
+    assert out[-2]["delta"]["stop_reason"] == "refusal"
+
+
+@sizes
+def test_responses_stopped_by_the_last_word_of_an_item(size: int) -> None:
+    editor = output_editor(rules(), Shape.RESPONSES)
+    out = run(editor, responses(AT_THE_END, "{}", size))
+    assert editor.stopped
+    assert CANARY not in json.dumps(out)
+    assert out[-1]["type"] == "response.incomplete"
+    assert not any("arguments" in event["type"] for event in out)

@@ -36,7 +36,7 @@ _BIAS = ("logit_bias", "allowed_token_ids")
 _FORCING = (*_BIAS, "bad_words", "structured_outputs")
 _PROMPT_ANSWERS = ("prompt_logprobs", "prompt_token_id_logprobs")
 # With these a floor under the temperature would be none.
-_SHARPENING = ("top_k", "top_p", "min_p", "seed")
+_SHARPENING = ("top_k", "top_p", "min_p", "seed", "repetition_penalty")
 
 
 class Hardening:
@@ -107,7 +107,7 @@ class Hardening:
 
     def _degrade(self, data: dict[str, Any], options: dict[str, Any], shape: Shape) -> None:
         for fields in (data, options):
-            for name in (*_BIAS, *_CHOSEN, *_PROMPT):
+            for name in (*_BIAS, "bad_words", *_CHOSEN, *_PROMPT):
                 if fields.get(name) not in (None, [], {}):
                     raise MalformedRequest(f"{name} is not served at present", param=name)
             for name in ("logprobs", "top_logprobs", *_SHARPENING):

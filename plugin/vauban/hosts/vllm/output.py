@@ -43,14 +43,14 @@ class Channels:
             stream = self._open[key] = self.rules.stream(json=json)
         return stream.feed(text), stream
 
-    def close(self, key: Key) -> str:
-        """What is left of a channel that has ended."""
+    def close(self, key: Key) -> tuple[str, bool]:
+        """What is left of a channel that has ended, and whether that ended the answer."""
         stream = self._open.pop(key, None)
         if stream is None:
-            return ""
+            return "", False
         rest = stream.finish()
         self.findings.update(stream.findings)
-        return rest
+        return rest, stream.stopped
 
     def close_all(self) -> None:
         """Nothing more is read; what is held is dropped."""
@@ -185,9 +185,8 @@ class _Choice:
         if self._current is None:
             return
         key, self._current = self._current, None
-        rest = self._channels.close(key)
-        if self._stream is not None and self._stream.stopped:
-            self.stopped = True
+        rest, stopped = self._channels.close(key)
+        self.stopped = self.stopped or stopped
         if not rest:
             return
         if key[1] != "arguments":

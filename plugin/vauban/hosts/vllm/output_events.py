@@ -83,6 +83,8 @@ class ResponsesEditor:
         places = ("item_id", "output_index", "content_index", "summary_index")
         key = (kind, *(data.get(name) for name in places))
         released = self._flush() if self._kept is not None and key != self._key else []
+        if self.stopped:
+            return self._stop(released, data)
         if self._kept is not None:
             released.append(self._kept)
         is_json = "arguments" in kind
@@ -100,7 +102,9 @@ class ResponsesEditor:
         if self._kept is None:
             return []
         kept, self._kept = self._kept, None
-        kept.data["delta"] += self._channels.close(self._key)
+        rest, stopped = self._channels.close(self._key)
+        kept.data["delta"] += rest
+        self.stopped = self.stopped or stopped
         return [kept]
 
     def _stop(self, released: list[Event], data: dict[str, Any]) -> Iterable[Event]:
@@ -204,12 +208,13 @@ class AnthropicEditor:
             return (event.changed(),)
         if data.get("type") != "content_block_stop" or index not in self._kinds:
             return (event,)
-        rest = self._channels.close((index,))
+        rest, stopped = self._channels.close((index,))
         kind, name = self._kinds.pop(index)
-        if not rest:
-            return (event,)
         delta = {"type": kind, name: rest}
-        return (_named("content_block_delta", index=index, delta=delta), event)
+        last = _named("content_block_delta", index=index, delta=delta)
+        if stopped:
+            return self._stop(last, index)
+        return (last, event) if rest else (event,)
 
     def _piece(self, event: Event, index: Any, delta: dict[str, Any]) -> Iterable[Event]:
         for name in _BLOCK_TEXTS:
@@ -218,15 +223,18 @@ class AnthropicEditor:
                 delta[name], stream = self._channels.feed((index,), delta[name], json=is_json)
                 self._kinds[index] = (str(delta.get("type")), name)
                 if stream.stopped:
-                    self.stopped = True
-                    end = {"stop_reason": "refusal", "stop_sequence": None}
-                    return (
-                        event.changed(),
-                        _named("content_block_stop", index=index),
-                        _named("message_delta", delta=end, usage={"output_tokens": 0}),
-                        _named("message_stop"),
-                    )
+                    return self._stop(event.changed(), index)
         return (event.changed(),)
+
+    def _stop(self, last: Event, index: Any) -> Iterable[Event]:
+        self.stopped = True
+        end = {"stop_reason": "refusal", "stop_sequence": None}
+        return (
+            last,
+            _named("content_block_stop", index=index),
+            _named("message_delta", delta=end, usage={"output_tokens": 0}),
+            _named("message_stop"),
+        )
 
     def end(self) -> Iterable[Event]:
         return ()
