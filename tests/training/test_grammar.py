@@ -73,6 +73,25 @@ rules:
     assert all("harm" in attack.text(random) for _ in range(40))
 
 
+def test_a_twin_may_bring_rules_and_a_weight_of_its_own(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "a.yaml",
+        """
+label: 1
+kind: jailbreak
+weight: 2
+twin: {kind: benign_roleplay, weight: 3, rules: {goal: ["bake"]}}
+start: ["game: {goal}"]
+rules: {goal: ["harm"]}
+""",
+    )
+    attack, twin = load_grammars({}, tmp_path)
+    assert (attack.weight, twin.weight, twin.label) == (2, 3, 0)
+    random = np.random.default_rng(0)
+    assert (attack.text(random), twin.text(random)) == ("game: harm", "game: bake")
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [

@@ -12,8 +12,9 @@ A file names a label, a kind and the rules that make texts:
 
     twin:                                   # optional: a harmless grammar of the same form
       kind: benign_tool_output
+      rules: {goal: ["call a friend", ...]}  # these stand instead of the file's own
       replace: [order]                      # these become `{harmless}`, which the caller fills
-      avoid: [goal]                         # and no alternative with one of these is used
+      avoid: [goal2]                        # and no alternative with one of these is used
 
 `{name}` is replaced by a random alternative of the rule `name`, which may hold slots itself; `{{`
 and `}}` are braces. `{name^}` starts with a capital letter. Slots that no rule of the file defines
@@ -50,8 +51,10 @@ class _Part(BaseModel):
 
 class _Twin(_Part):
     kind: str
-    replace: tuple[str, ...]
-    avoid: tuple[str, ...]
+    weight: float = Field(default=1.0, gt=0.0)
+    rules: dict[str, Alternatives] = {}
+    replace: tuple[str, ...] = ()
+    avoid: tuple[str, ...] = ()
 
 
 class _File(_Part):
@@ -135,6 +138,7 @@ def _twin(grammar: Grammar, twin: _Twin) -> Grammar:
     rules: Mapping[str, Sequence[str]] = {
         **grammar.rules,
         **dict.fromkeys(twin.replace, ("{harmless}",)),
+        **twin.rules,
     }
     while True:
         kept = {
@@ -148,7 +152,8 @@ def _twin(grammar: Grammar, twin: _Twin) -> Grammar:
         avoided |= emptied
         rules = kept
     start = [template for template in grammar.start if not _slots(template) & avoided]
-    return Grammar(grammar.name + "_twin", 1 - grammar.label, twin.kind, start, kept, grammar.given)
+    name, label = grammar.name + "_twin", 1 - grammar.label
+    return Grammar(name, label, twin.kind, start, kept, grammar.given, twin.weight)
 
 
 def _slots(template: str) -> set[str]:
