@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 _BOUNDARY = re.compile(r"[.!?;:}]\s+|\n+")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 _JOINS = ("\n", "\n\n", " ", " ", "\n---\n")
 _TURNS = ("\nUser: ", "\n\n", "\nHuman: ", "\n> ", "\n- ")
 
@@ -32,6 +33,16 @@ def splice(inner: str, host: str, random: np.random.Generator) -> str:
     join = _JOINS[int(random.integers(len(_JOINS)))]
     parts = (part for part in (host[:place].rstrip(), inner, host[place:].lstrip()) if part)
     return join.join(parts)
+
+
+def patchwork(texts: Sequence[str], random: np.random.Generator) -> str:
+    """A sentence of each text, one after the other: the topic hops, as where an order is planted."""
+    sentences = []
+    for text in texts:
+        found = [part.strip() for part in _SENTENCE.split(text) if len(part.strip()) > 12]
+        if found:
+            sentences.append(crop(found[int(random.integers(len(found)))], 220, random))
+    return ("\n" if random.random() < 0.5 else " ").join(sentences)
 
 
 def surround(text: str, harmless: Sequence[str], random: np.random.Generator) -> str:

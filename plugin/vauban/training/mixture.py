@@ -49,8 +49,9 @@ class MixtureConfig:
     attacks: float = 0.45
     grammar: float = 0.32
     spliced: float = 0.22
-    disturbed_attacks: float = 0.35
-    disturbed_benign: float = 0.15
+    patchwork: float = 0.06  # of the harmless texts
+    disturbed_attacks: float = 0.4
+    disturbed_benign: float = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,8 @@ class Mixture:
             text = _weighted(grammars, random).text(random)
         elif part < self._config.grammar + self._config.spliced / 2 and self._can_splice():
             text = self._spliced(self._tricky(random), random)
+        elif part > 1 - self._config.patchwork and self._can_splice():
+            text = self._patchwork(random)
         else:
             kind = self._kinds[int(random.choice(len(self._kinds), p=self._kind_weights))]
             length = int(random.choice([120, 300, 550, 1600], p=[0.2, 0.25, 0.4, 0.15]))
@@ -192,17 +195,29 @@ class Mixture:
         length = int(random.choice([100, 220, 380, 1400], p=[0.25, 0.3, 0.3, 0.15]))
         return augment.splice(inner, self._host(random, length), random)
 
+    def _patchwork(self, random: np.random.Generator) -> str:
+        parts = []
+        for _ in range(int(random.integers(3, 10))):
+            draw = random.random()
+            if draw < 0.25:
+                parts.append(self._tricky(random))
+            elif draw < 0.5 and self._requests:
+                parts.append(_pick(self._requests, random))
+            else:
+                parts.append(self._host(random, 400))
+        return augment.patchwork(parts, random)
+
     def _host(self, random: np.random.Generator, length_chars: int) -> str:
         filled = [hosts for hosts in self._hosts.values() if hosts]
         return augment.crop(_pick(_pick(filled, random), random), length_chars, random)
 
     def _disturb(self, text: str, random: np.random.Generator) -> str:
         part = random.random()
-        if part < 0.35 and self._requests:
+        if part < 0.45 and self._requests:
             return augment.surround(text, self._requests, random)
-        if part < 0.45:
+        if part < 0.55:
             return augment.over_turns(text, random)
-        few = part < 0.7  # typos and synonyms, which no normaliser undoes
+        few = part < 0.77  # typos and synonyms, which no normaliser undoes
         return _pick(_DISTURBANCES[: len(WORDS)] if few else _DISTURBANCES, random)(text, random)
 
     def _slots(self) -> dict[str, Draw]:
