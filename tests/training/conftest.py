@@ -73,6 +73,7 @@ def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pools of 64 examples; patched wherever the number is known."""
     monkeypatch.setattr(mixture, "POOL_EXAMPLES", 64)
     monkeypatch.setattr(fit, "POOL_EXAMPLES", 64)
+    monkeypatch.setattr(fit, "SAVE_EVERY_S", 0.0)
     monkeypatch.setattr(training_run, "LEXICAL_POOLS", 4)
 
 

@@ -73,7 +73,9 @@ def easy_mixture(reader: Reader, small_pools: None) -> Mixture:
         for label in (0, 1)
     ]
     lexicon = Lexicon.fit((ids, row.label) for row in rows for ids in reader(row.text))
-    only_rows = MixtureConfig(grammar=0, spliced=0, disturbed_attacks=0, disturbed_benign=0)
+    only_rows = MixtureConfig(
+        grammar=0, spliced=0, patchwork=0, disturbed_attacks=0, disturbed_benign=0
+    )
     return Mixture(rows, reader, lexicon, body=62, overlap=20, config=only_rows)
 
 
@@ -82,7 +84,12 @@ def test_loss_falls_to_near_its_floor(
     train: Callable[..., Trainer], easy_mixture: Mixture, hard_after: float
 ) -> None:
     config = replace(
-        CONFIG, examples=16 * 64, distill_weight=0.0, hard_after=hard_after, batch_tokens=512
+        CONFIG,
+        examples=16 * 64,
+        distill_weight=0.0,
+        hard_after=hard_after,
+        batch_tokens=512,
+        word_dropout=0.0,
     )
     reports = run(train(config, mixture=easy_mixture))
     assert reports[-1].pool == reports[-1].pools

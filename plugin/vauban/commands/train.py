@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -38,6 +40,16 @@ def injection(
     distill_weight: Annotated[
         float, typer.Option(min=0.0, max=100.0, help="How firmly embeddings are held.")
     ] = 6.0,
+    word_dropout: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Largest share of a window's words to hide.")
+    ] = 0.4,
+    hard_after: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Then only hard examples are learned from.")
+    ] = 0.3,
+    batch_tokens: Annotated[
+        int, typer.Option(min=512, help="Of a batch, padding counted; 65536 suits a GPU.")
+    ] = 3072,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw examples ahead.")] = 0,
     device: Annotated[str, typer.Option(help="torch device, or auto.")] = "auto",
 ) -> None:
     """Fine-tune the injection head and the upper layers, calibrate, write int8 weights."""
@@ -55,23 +67,37 @@ def injection(
         overlap_tokens=window_tokens * 5 // 16,
         adversarial_after=adversarial_after,
         distill_weight=distill_weight,
+        word_dropout=word_dropout,
+        hard_after=hard_after,
+        batch_tokens=batch_tokens,
     )
-    try:
-        with _progress(console) as bars:
-            tasks: dict[str, TaskID] = {}
+    with _reported(console), _progress(console) as bars:
+        final = train_injection(
+            load_start(seed, init=_checkpoint(init)),
+            data,
+            out,
+            config,
+            _tracked(bars),
+            device=device,
+            workers=workers,
+            hold_out=hold_out or [],
+        )
+    typer.echo(f"{out}: block_at {final.block_at:.4f}, flag_at {final.flag_at:.4f}")
 
-            def track(task: str, done: int, total: int, note: str) -> None:
-                if task not in tasks:
-                    tasks[task] = bars.add_task(task, total=total, note="")
-                bars.update(tasks[task], completed=done, note=note)
 
-            start = load_start(seed, init=_checkpoint(init))
-            final = train_injection(
-                start, data, out, config, track, device=device, hold_out=hold_out or []
-            )
-    except VaubanError as error:
-        console.print(f"[red]{error}[/red]", highlight=False)
-        raise typer.Exit(2) from error
+@app.command()
+def average(
+    checkpoints: Annotated[list[Path], typer.Argument(help="Directories of trained checkpoints.")],
+    data: Annotated[Path, typer.Option(help="Directory: train and dev (and dev_ood) .jsonl[.gz].")],
+    out: Annotated[Path, typer.Option(help="Checkpoint directory.")],
+) -> None:
+    """Average the weights of several runs (a "model soup"), and calibrate the mean."""
+    from vauban.training.base import load_start  # torch is heavy; --help stays quick
+    from vauban.training.run import average as mean_of
+
+    console = Console(stderr=True)
+    with _reported(console), _progress(console) as bars:
+        final = mean_of(checkpoints, load_start(0), data, out, _tracked(bars))
     typer.echo(f"{out}: block_at {final.block_at:.4f}, flag_at {final.flag_at:.4f}")
 
 
@@ -110,16 +136,13 @@ def validate(
             f"\trecall at 1% {fold.recall:.3f}\t{fold.attacks} attacks"
         )
 
-    try:
+    with _reported(console):
         reader = Reader(WindowTokenizer.load(EncoderPolicy()))
         start = without_lexical(load_start(seed, init=_checkpoint(init)))
         files = data_files(data)
         rows = list(labelled_rows(files[TRAIN]))
         benign = list(labelled_rows(files.get(DEV_OOD, files[DEV])))
         folds = leave_one_out(start, rows, benign, reader, configs, report)
-    except VaubanError as error:
-        console.print(f"[red]{error}[/red]", highlight=False)
-        raise typer.Exit(2) from error
     for setting, rate in enumerate(rates):
         recalls = [fold.recall for fold in folds if fold.setting == setting]
         typer.echo(f"mean\t{rate:g}\trecall at 1% {sum(recalls) / len(recalls):.3f}")
@@ -141,13 +164,7 @@ def extraction(
     from vauban.training.traffic_world import worlds
 
     with _progress(Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def track(task: str, done: int, total: int) -> None:
-            if task not in tasks:
-                tasks[task] = bars.add_task(task, total=total, note="")
-            bars.update(tasks[task], completed=done)
-
+        track = _tracked(bars)
         found = texts(data, seed)
         out.mkdir(parents=True, exist_ok=True)
         embed = embedder(EncoderPolicy(), partial(track, "embedding"))
@@ -162,6 +179,28 @@ def _checkpoint(init: str | None) -> Path | None:
     if init == "shipped":
         return shipped()
     return Path(init) if init else None
+
+
+def _tracked(bars: Progress) -> Callable[..., None]:
+    """Shows `done` of `total` of a task, which gets a bar when it is first heard of."""
+    tasks: dict[str, TaskID] = {}
+
+    def track(task: str, done: int, total: int, note: str = "") -> None:
+        if task not in tasks:
+            tasks[task] = bars.add_task(task, total=total, note="")
+        bars.update(tasks[task], completed=done, note=note)
+
+    return track
+
+
+@contextmanager
+def _reported(console: Console) -> Iterator[None]:
+    """An error of ours is one red line, and status 2."""
+    try:
+        yield
+    except VaubanError as error:
+        console.print(f"[red]{error}[/red]", highlight=False)
+        raise typer.Exit(2) from error
 
 
 def _progress(console: Console) -> Progress:

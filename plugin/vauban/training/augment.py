@@ -36,7 +36,7 @@ def splice(inner: str, host: str, random: np.random.Generator) -> str:
 
 
 def patchwork(texts: Sequence[str], random: np.random.Generator) -> str:
-    """A sentence of each text, one after the other: the topic hops, as where an order is planted."""
+    """A sentence of each text in a row: the topic hops, as where an order is planted."""
     sentences = []
     for text in texts:
         found = [part.strip() for part in _SENTENCE.split(text) if len(part.strip()) > 12]

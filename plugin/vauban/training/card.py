@@ -15,7 +15,7 @@ from vauban.training.fit import FitConfig
 from vauban.training.labelled import Row
 
 if TYPE_CHECKING:
-    from vauban.training.run import Split
+    from vauban.training.finish import Split
 
 _CARD = """# Encoder: injection score and embedding
 
@@ -62,9 +62,8 @@ shown; the worst carries the label.
 Loss: binary cross-entropy on the worst window of an example (label smoothing {smoothing:g}) and,
 one step in {every}, {weight:g} x (1 - cosine to the base model's embedding){adversarial}. AdamW,
 learning rate {rate:g} (head {head_rate:g}), {examples:,} texts, windows of {train_window} tokens,
-running mean of the weights; after {hard_after:.0%} of the run only examples that are wrong or near
-it. {stages}
-The command is `vauban train injection`; provenance.json has hashes, versions and settings.
+running mean of the weights. In each window up to {dropout:.0%} of the words stand hidden.
+{hard}{stages}Made by {commands}; provenance.json has hashes, versions and settings.
 
 ## Data
 
@@ -95,10 +94,18 @@ _ADVERSARIAL = """, and
 cross-entropy under the worst shift, to first order, of the hidden states after the frozen layers
 (arXiv 1605.07725; length {:g} x the mean token's)"""
 
+_HARD = """After {:.0%} of the run only examples that are wrong or near it are learned from.
+"""
+
+_SEVERAL = """What ships is the mean of the weights of {} runs (arXiv 2203.05482); these are
+the settings of the first, the others' are in provenance.json.
+"""
+
 _CONTINUED = """These are the settings of the last stage;
 it went on from earlier ones, whose settings are under `init` in provenance.json. A stage with
 `steps` there was stopped after so many; earlier stages may have drawn examples a little
-differently, so a new run gives like weights, not the same."""
+differently, so a new run gives like weights, not the same.
+"""
 
 
 def model_card(
@@ -107,9 +114,12 @@ def model_card(
     splits: Sequence[Split],
     rows: Sequence[Row],
     *,
-    continued: bool,
+    continued: bool = False,
+    runs: int = 1,
 ) -> str:
-    """:param continued: the run went on from another checkpoint instead of the base model."""
+    """:param continued: the run went on from another checkpoint instead of the base model.
+    :param runs: how many runs' weights were averaged.
+    """
     arch, window, calibration = final.architecture, final.window, final.calibration
     scored = [(s, _scores(s, final)) for s in splits]
     return _CARD.format(
@@ -139,14 +149,18 @@ def model_card(
         rate=config.learning_rate,
         head_rate=config.head_learning_rate,
         examples=config.examples,
-        hard_after=config.hard_after,
+        dropout=config.word_dropout,
+        hard=_HARD.format(config.hard_after) if config.hard_after < 1 else "",
         buckets=arch.lexical_buckets,
         adversarial=_ADVERSARIAL.format(config.adversarial_length)
         if config.adversarial_after < 1
         else "",
         train_window=config.window_tokens,
         sources=_sources(rows),
-        stages=_CONTINUED if continued else "",
+        stages=_SEVERAL.format(runs) if runs > 1 else _CONTINUED if continued else "",
+        commands="`vauban train injection` and `vauban train average`"
+        if runs > 1
+        else "`vauban train injection`",
     )
 
 

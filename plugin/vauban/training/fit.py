@@ -5,16 +5,19 @@ loss = BCE(worst window of an example) + distill_weight * (1 - cos(embedding, ba
 
 Word embeddings and the lowest layers stay frozen, so student and teacher share them. What is kept
 is a running mean of the weights (EMA), which carries over to new sources better than the last ones.
-No dropout: the run is a function of data and seed, and resuming gives the batches of an unbroken
-run.
+Words of a window may be hidden at random (`word_dropout`), which carries over to new sources better
+than anything else that was tried; the run stays a function of data and seed, and resuming gives the
+batches of an unbroken run. On CUDA the matrix products are bfloat16.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +34,11 @@ from vauban.errors import WeightsError
 from vauban.training.attack_region import Region
 from vauban.training.base import Start
 from vauban.training.mixture import POOL_EXAMPLES, Example, Mixture
+from vauban.training.pools import pools
+
+SAVE_EVERY_S = 20.0
+_MASK_ID = 103  # [MASK] of the BERT vocabulary
+_PAD_ON_GPU = 16  # tokens; attention in bfloat16 is slow on rows of odd length
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +69,21 @@ class FitConfig:
     hard_margin: float = 0.05
     adversarial_after: float = 1.0
     adversarial_length: float = 0.3
+    word_dropout: float = 0.4
 
     @property
     def pools(self) -> int:
         return max(1, round(self.examples / POOL_EXAMPLES))
 
+    @property
+    def round_pools(self) -> int:
+        """Pools that are cut into batches together: enough for several batches of like length."""
+        return max(1, self.batch_tokens // 8192)
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What `fit` reports after a pool: means over its steps, and the share learned from."""
+    """What `fit` reports after a round of pools: means over its steps, the share learned from."""
 
     pool: int
     pools: int
@@ -79,7 +93,9 @@ class Progress:
 
 
 class Trainer:
-    """:param device: where to compute; weights come and go as float32 on the CPU."""
+    """:param device: where to compute; weights come and go as float32 on the CPU.
+    :param workers: processes that draw examples ahead; 0: drawn in between.
+    """
 
     def __init__(
         self,
@@ -89,12 +105,15 @@ class Trainer:
         start: Start,
         state_path: Path,
         device: torch.device | str = "cpu",
+        workers: int = 0,
     ) -> None:
         self.config = config
+        self._workers = workers
         self._mixture = mixture
         self._frame = frame
         self._state_path = state_path
         self._device = torch.device(device)
+        self._on_gpu = self._device.type == "cuda"
         arch = start.architecture
         self._teacher = EncoderModel.build(arch, _copies(start.teacher)).to(self._device)
         self._teacher.requires_grad_(requires_grad=False)
@@ -114,24 +133,30 @@ class Trainer:
 
     def fit(self, report: Callable[[Progress], None]) -> None:
         """Train to the end, from `state_path` where a run was broken off."""
-        pools = self.config.pools
-        for number in range(self._load_state(), pools):
-            examples = self._mixture.pool(self.config.seed, number)
-            random = np.random.default_rng([self.config.seed, number, 1])
+        total = self.config.pools
+        done = self._load_state()
+        saved = time.monotonic()
+        drawn = pools(self._mixture, self.config.seed, done, total, self._workers)
+        while examples := [e for pool in islice(drawn, self.config.round_pools) for e in pool]:
+            random = np.random.default_rng([self.config.seed, done, 1])
             kept = examples
-            if number >= self.config.hard_after * pools:
+            if done >= self.config.hard_after * total:
                 kept = self._hard(examples, random)
             batches = _batches(kept, self.config.batch_tokens, random)
+            count = len(examples) // POOL_EXAMPLES
             made = [
-                self._step(batch, number, (number + i / len(batches)) / pools)
+                self._step(batch, done, (done + count * i / len(batches)) / total, random)
                 for i, batch in enumerate(batches)
             ]
             losses = [loss for loss, _ in made]
             cosines = [cosine for _, cosine in made if not math.isnan(cosine)]
-            self._save_state(number + 1)
+            done += count
+            if done >= total or time.monotonic() - saved > SAVE_EVERY_S:
+                self._save_state(done)
+                saved = time.monotonic()
             share = len(kept) / len(examples)
             cosine = float(np.mean(cosines)) if cosines else math.nan
-            report(Progress(number + 1, pools, float(np.mean(losses)), cosine, share))
+            report(Progress(done, total, float(np.mean(losses)), cosine, share))
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         """The averaged weights."""
@@ -166,7 +191,8 @@ class Trainer:
 
     def _collate(self, batch: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
         """Ids and mask of all windows, and the example of each."""
-        ids, real = collate([w for example in batch for w in example.windows], self._frame)
+        windows = [w for example in batch for w in example.windows]
+        ids, real = collate(windows, self._frame, _PAD_ON_GPU if self._on_gpu else 1)
         bag = torch.tensor([i for i, example in enumerate(batch) for _ in example.windows])
         return ids.to(self._device), real.to(self._device), bag.to(self._device)
 
@@ -183,28 +209,38 @@ class Trainer:
             x = layer(x, real[:, None, None, :])
         return x
 
-    def _step(self, batch: Sequence[Example], number: int, done: float) -> tuple[float, float]:
+    def _masked(self, ids: Tensor, random: np.random.Generator) -> Tensor:
+        """Each window without a share of its words."""
+        share = self.config.word_dropout * random.random((len(ids), 1))
+        hidden = torch.from_numpy(random.random(tuple(ids.shape)) < share)
+        hidden[:, 0] = False  # [CLS]; what is padded stays masked from attention anyway
+        return ids.masked_fill(hidden.to(self._device), _MASK_ID)
+
+    def _step(
+        self, batch: Sequence[Example], number: int, done: float, random: np.random.Generator
+    ) -> tuple[float, float]:
         """One step of the optimiser; loss and cosine (NaN where it was not looked at)."""
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * _schedule(done, self.config.warmup)
         ids, real, bag = self._collate(batch)
         labels = torch.tensor([float(e.label) for e in batch], device=self._device)
-        shared = self._below(ids, real)
         hardened = number >= self.config.adversarial_after * self.config.pools
-        shared.requires_grad_(hardened)
-        x = self._above(shared, real)
-        loss = self._injection_loss(x, real, bag, labels)
         cosine = math.nan
-        objective = loss
-        if self._steps % self.config.distill_every == 0:
-            similarity = self._similarity(shared.detach(), x, real)
-            objective = loss + self.config.distill_weight * (1 - similarity)
-            cosine = float(similarity.detach())
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._on_gpu):
+            shared = self._below(self._masked(ids, random), real)
+            shared.requires_grad_(hardened)
+            x = self._above(shared, real)
+            objective = loss = self._injection_loss(x, real, bag, labels)
+            if self._steps % self.config.distill_every == 0:
+                similarity = self._similarity(ids, x, real)
+                objective = loss + self.config.distill_weight * (1 - similarity)
+                cosine = float(similarity.detach())
         self._optimizer.zero_grad(set_to_none=True)
         objective.backward()  # type: ignore[no-untyped-call]
         if hardened and shared.grad is not None:
             moved = shifted(shared.detach(), shared.grad, real, self.config.adversarial_length)
-            again = self._injection_loss(self._above(moved, real), real, bag, labels)
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._on_gpu):
+                again = self._injection_loss(self._above(moved, real), real, bag, labels)
             again.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([p for _, p in self._trained_parameters()], 1.0)
         self._optimizer.step()
@@ -216,16 +252,15 @@ class Trainer:
         return float(loss.detach()), cosine
 
     def _injection_loss(self, x: Tensor, real: Tensor, bag: Tensor, labels: Tensor) -> Tensor:
-        logits = self.model.head(x, real)
+        logits = self.model.head(x, real).float()
         worst = logits.new_full((len(labels),), -torch.inf).scatter_reduce(0, bag, logits, "amax")
         smooth = self.config.label_smoothing
         return F.binary_cross_entropy_with_logits(worst, labels * (1 - smooth) + smooth / 2)
 
-    def _similarity(self, shared: Tensor, x: Tensor, real: Tensor) -> Tensor:
+    def _similarity(self, ids: Tensor, x: Tensor, real: Tensor) -> Tensor:
+        """Mean cosine to what the base model makes of the whole text."""
         with torch.no_grad():
-            target = shared  # the frozen layers are the teacher's own, up to int8 rounding
-            for layer in self._teacher.layers[self.config.frozen_layers :]:
-                target = layer(target, real[:, None, None, :])
+            target = self._teacher.hidden(ids, real)
         return (mean_pool(x, real) * mean_pool(target, real)).sum(dim=-1).mean()
 
     def _save_state(self, pool: int) -> None:
@@ -285,12 +320,14 @@ def shifted(x: Tensor, gradient: Tensor, real: Tensor, length: float) -> Tensor:
     return region.project(region.center + region.epsilon * uphill)
 
 
-def collate(windows: Sequence[Ids], frame: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Pad; put `frame`, the ids of [CLS] and [SEP], around each window.
+def collate(
+    windows: Sequence[Ids], frame: tuple[int, int], multiple: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Pad to a multiple of tokens; put `frame`, the ids of [CLS] and [SEP], around each window.
 
     :return: ids (int64) and mask (bool), [windows, tokens].
     """
-    longest = max(map(len, windows)) + 2
+    longest = -(-(max(map(len, windows)) + 2) // multiple) * multiple
     ids = torch.zeros(len(windows), longest, dtype=torch.int64)
     real = torch.zeros(len(windows), longest, dtype=torch.bool)
     for row, window in enumerate(windows):

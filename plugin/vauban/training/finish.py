@@ -1,0 +1,232 @@
+"""The end of a training run: int8 checkpoint -> scores by the guard -> calibration."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from vauban.detectors.bert import EncoderModel, mean_pool
+from vauban.detectors.checkpoint import (
+    WEIGHTS_NAME,
+    CheckpointConfig,
+    read_tensors,
+    write_checkpoint,
+)
+from vauban.detectors.windows import Ids
+from vauban.guard import Guard
+from vauban.policy import EncoderPolicy, Policy
+from vauban.training import evaluate
+from vauban.training.base import Start
+from vauban.training.evaluate import Floats, Labels
+from vauban.training.fit import collate
+from vauban.training.labelled import Row
+from vauban.training.lexical import BUCKETS
+from vauban.types import Origin, Segment
+
+LEXICAL_NAME = "lexical.table"
+# One false alarm in a hundred of these (hard) development rows: the rate at which detectors are
+# usually compared.
+BLOCK_RATE, FLAG_RATE = 0.01, 0.02
+LEXICAL_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
+_RAW_TEMPERATURE = 16.0
+Tensors = Mapping[str, NDArray[np.float32]]
+
+
+class Track(Protocol):
+    """Shows progress: of `total` units of `task`, `done` are made; `note` is free text."""
+
+    def __call__(self, task: str, done: int, total: int, note: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One development file as the shipped weights see it, through the guard that serves.
+
+    `deep` and `wide` are the two heads' parts of each window's logit; `row` says whose it is.
+    """
+
+    name: str
+    labels: Labels
+    deep: Floats
+    wide: Floats
+    row: NDArray[np.int64]
+    cosine: float
+
+    def logits(self, lexical_weight: float = 1.0) -> Floats:
+        """The worst window of each row; a row without text has a very low one."""
+        worst = np.full(len(self.labels), -50.0)
+        np.maximum.at(worst, self.row, self.deep + lexical_weight * self.wide)
+        return worst
+
+
+def finish(
+    out: Path,
+    start: Start,
+    tensors: Tensors,
+    window: tuple[int, int],
+    development: Mapping[str, Sequence[Row]],
+    track: Track,
+) -> tuple[CheckpointConfig, list[Split], float]:
+    """Weigh the lexical head, calibrate, and write the checkpoint to `out`.
+
+    :param tensors: of both heads; `window`: tokens of a window, and of the overlap.
+    :return: its configuration, the development files as it scores them, and the lexical weight.
+    """
+    arch = {**start.architecture.model_dump(), "lexical_buckets": BUCKETS}
+    shell = uncalibrated(arch, window)
+    checkpoint = write_checkpoint(out, tensors, start.tokenizer, shell)
+    guard = Guard(Policy(encoder=EncoderPolicy(weights=out)))
+    models = (
+        EncoderModel.build(checkpoint.architecture, read_tensors(out, checkpoint)),
+        EncoderModel.build(start.architecture, dict(start.teacher)),
+    )
+    splits = [score_split(name, rows, guard, models, track) for name, rows in development.items()]
+    weight = best_lexical_weight(splits)
+    splits = [replace(split, wide=weight * split.wide) for split in splits]
+    weighed = {**tensors, LEXICAL_NAME: np.float32(weight) * tensors[LEXICAL_NAME]}
+    final = write_checkpoint(out, weighed, start.tokenizer, {**shell, **calibrated(splits)})
+    return final, splits, weight
+
+
+def score_split(
+    name: str,
+    rows: Sequence[Row],
+    guard: Guard,
+    models: tuple[EncoderModel, EncoderModel],
+    track: Track,
+) -> Split:
+    """Both heads' logits for every window, and how far embeddings have moved (every 8th row).
+
+    :param models: the new one, and the base model.
+    """
+    student, teacher = models
+    deep, wide, owner = [np.empty(0)], [np.empty(0)], [np.empty(0, np.int64)]
+    cosines: list[float] = []
+    for at in range(0, len(rows), 64):
+        for i, row in enumerate(rows[at : at + 64]):
+            windows = guard.read([Segment(row.text, Origin.USER)]).windows.per_model[0]
+            for group in _chunks(windows, 32):
+                frame = (int(group[0][0]), int(group[0][-1]))
+                ids, real = collate([ids[1:-1] for ids in group], frame)
+                with torch.inference_mode():
+                    x = student.hidden(ids, real)
+                    deep.append(student.head(x, real).numpy())
+                    wide.append(_lexical(student, ids, real))
+                    if i % 8 == 0:
+                        cosines.append(_cosine(mean_pool(x, real), teacher(ids, real)[1]))
+                owner.append(np.full(len(group), at + i, np.int64))
+        track(name, min(at + 64, len(rows)), len(rows), "")
+    return Split(
+        name,
+        np.array([row.label for row in rows], np.int64),
+        np.concatenate(deep),
+        np.concatenate(wide),
+        np.concatenate(owner),
+        float(np.mean(cosines)),
+    )
+
+
+def _lexical(model: EncoderModel, ids: Tensor, real: Tensor) -> Floats:
+    if model.lexical is None:
+        return np.zeros(len(ids))
+    return np.asarray(model.lexical(ids, real).numpy(), np.float64)
+
+
+def _cosine(ours: Tensor, theirs: Tensor) -> float:
+    """Between the embeddings of a text: the means over its windows."""
+    return float(F.cosine_similarity(ours.mean(dim=0), theirs.mean(dim=0), dim=0))
+
+
+def _chunks(windows: Sequence[Ids], size: int) -> Iterator[Sequence[Ids]]:
+    for at in range(0, len(windows), size):
+        yield windows[at : at + size]
+
+
+def best_lexical_weight(splits: Sequence[Split]) -> float:
+    """Of `LEXICAL_WEIGHTS` the one with the highest recall, a mean over files and low rates."""
+
+    def recall(weight: float) -> float:
+        return float(
+            np.mean(
+                [
+                    evaluate.recall_at(split.logits(weight), split.labels, rate)
+                    for split in splits
+                    for rate in evaluate.RATES
+                ]
+            )
+        )
+
+    return max(LEXICAL_WEIGHTS, key=recall)
+
+
+def calibrated(splits: Sequence[Split]) -> dict[str, object]:
+    """Calibration and thresholds over all splits."""
+    logits = np.concatenate([split.logits() for split in splits])
+    labels = np.concatenate([split.labels for split in splits])
+    temperature, bias = evaluate.fit_temperature(logits, labels)
+    scores = evaluate.calibrate(logits, temperature, bias)
+    thresholds = {
+        f"{rate:g}": min(1.0, evaluate.threshold_at(scores, labels, rate))
+        for rate in evaluate.RATES
+    }
+    return {
+        "calibration": {"temperature": temperature, "bias": bias},
+        "thresholds": thresholds,
+        "flag_at": thresholds[f"{FLAG_RATE:g}"],
+        "block_at": thresholds[f"{BLOCK_RATE:g}"],
+    }
+
+
+def uncalibrated(architecture: Mapping[str, object], window: tuple[int, int]) -> dict[str, object]:
+    return {
+        "architecture": architecture,
+        "window": {"max_tokens": window[0], "overlap_tokens": window[1]},
+        "calibration": {"temperature": _RAW_TEMPERATURE, "bias": 0.0},
+        "thresholds": {},
+        "flag_at": 1.0,
+        "block_at": 1.0,
+    }
+
+
+def write_provenance(out: Path, final: CheckpointConfig, facts: Mapping[str, object]) -> None:
+    """`facts` of the run, and what all runs tell: commit, packages, hardware, hash."""
+    packages = ("vauban", "torch", "numpy", "tokenizers", "safetensors")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    document = {
+        **facts,
+        "commit": _commit(),
+        WEIGHTS_NAME + "_sha256": final.weights_sha256,
+        "packages": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "hardware": {
+            "machine": platform.machine(),
+            "torch_threads": torch.get_num_threads(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "gpu": gpu,
+        },
+    }
+    text = json.dumps(document, indent=2) + "\n"
+    (out / "provenance.json").write_text(text, encoding="utf-8")
+
+
+def _commit() -> str:
+    """The commit of the checkout this runs from, "-dirty" where files differ from it."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    command = [git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    place = Path(__file__).parent
+    found = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)  # noqa: S603
+    return found.stdout.strip() if found.returncode == 0 else "unknown"
