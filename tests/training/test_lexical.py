@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression
 
 from vauban.detectors.bert import LexicalHead, lexical_buckets
-from vauban.training.lexical import BUCKETS, buckets, fit_lexical
+from vauban.training.lexical import BUCKETS, buckets, fit_lexical, logistic_weights
 
 FRAME = (101, 102)
 
@@ -46,3 +48,12 @@ def test_the_table_separates_in_the_head_that_serves() -> None:
     np.testing.assert_allclose(logits, alone, rtol=1e-4, atol=1e-5)  # batch = single
     labels = np.array([label for _, label in made])
     assert logits[labels == 1].min() > logits[labels == 0].max()
+
+
+def test_the_regression_is_that_of_scikit_learn() -> None:
+    random = np.random.default_rng(3)
+    features = random.normal(size=(300, 12)).astype(np.float32) * (random.random((300, 12)) < 0.4)
+    labels = (features @ random.normal(size=12) + random.normal(size=300) > 0.8).astype(np.float32)
+    theirs = LogisticRegression(C=3.0, class_weight="balanced", max_iter=500).fit(features, labels)
+    ours = logistic_weights(csr_matrix(features), labels)
+    np.testing.assert_allclose(ours, theirs.coef_[0], atol=2e-3)

@@ -10,6 +10,7 @@ from vauban.training.fit import collate
 from vauban.training.labelled import Row
 from vauban.training.lexicon import Lexicon
 from vauban.training.mixture import MAX_BAG, Example, Mixture, MixtureConfig
+from vauban.training.pools import pools
 from vauban.training.reader import Reader
 
 BODY = 60
@@ -26,10 +27,31 @@ def test_a_pool_is_a_function_of_seed_and_number(mix: Mixture) -> None:
     assert first != flat(mix.pool(2, 0))
 
 
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_who_draws_pools_does_not_matter(mix: Mixture, workers: int) -> None:
+    drawn = [flat(pool) for pool in pools(mix, 1, 2, 7, workers)]
+    assert drawn == [flat(mix.pool(1, number)) for number in range(2, 7)]
+
+
+def test_drawing_may_be_broken_off(mix: Mixture) -> None:
+    drawn = pools(mix, 1, 0, 100, 2)
+    assert flat(next(drawn)) == flat(mix.pool(1, 0))
+    drawn.close()
+
+
+def test_a_patchwork_takes_a_sentence_of_each_text() -> None:
+    texts = ["The river rises. It floods the fields.", "A lamp burns in the hall.", "", "No."]
+    for seed in range(20):
+        made = augment.patchwork(texts, np.random.default_rng(seed))
+        first, second = made.split("\n") if "\n" in made else made.split(" A lamp")
+        assert first in ("The river rises.", "It floods the fields.")
+        assert second.endswith("burns in the hall.")
+
+
 def test_a_pool_is_mixed_and_bounded(mix: Mixture, reader: Reader) -> None:
-    pools = [mix.pool(0, number) for number in range(6)]
-    assert all(len(pool) == mixture.POOL_EXAMPLES for pool in pools)
-    pool = [example for pool in pools for example in pool]
+    six = [mix.pool(0, number) for number in range(6)]
+    assert all(len(pool) == mixture.POOL_EXAMPLES for pool in six)
+    pool = [example for pool in six for example in pool]
     share = np.mean([example.label for example in pool])
     assert abs(share - MixtureConfig().attacks) < 4 * 0.5 / len(pool) ** 0.5  # four deviations
     for example in pool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -45,6 +46,36 @@ def test_a_checkpoint_comes_out(
     written = json.dumps(json.loads((out / "provenance.json").read_text()))
     assert str(tmp_path) not in written + card
     assert config.weights_sha256 in written
+
+
+def test_the_mean_of_runs_is_a_checkpoint(
+    data_dir: Path,
+    tmp_path: Path,
+    start: Start,
+    small_pools: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(base, "load_start", lambda *_args, **_kwargs: start)
+    run, members = CliRunner(), [str(tmp_path / name) for name in ("a", "b")]
+    for seed, out in enumerate(members):
+        arguments = ["--data", str(data_dir), "--out", out, "--examples", "64", "--seed", str(seed)]
+        assert run.invoke(app, ["injection", *arguments, "--workers", "1"]).exit_code == 0
+    arguments = ["--data", str(data_dir), "--out", str(tmp_path / "mean")]
+    result = run.invoke(app, ["average", *members, *arguments])
+    assert result.exit_code == 0, result.output
+    a, b, mean = (
+        checkpoint.read_tensors(path, checkpoint.read_config(path))
+        for path in (*map(Path, members), tmp_path / "mean")
+    )
+    name = "head.hidden.weight"
+    one_step = np.abs(mean[name]).max(axis=1, keepdims=True) / 127  # of the int8 scale
+    assert (np.abs(mean[name] - (a[name] + b[name]) / 2) <= one_step).all()
+    assert "mean of the weights of 2 runs" in (tmp_path / "mean" / "MODEL_CARD.md").read_text()
+    written = json.loads((tmp_path / "mean" / "provenance.json").read_text())
+    assert [member["fit"]["seed"] for member in written["members"]] == [0, 1]
+
+    for fewer in (members[:1], [members[0], str(tmp_path / "mean")]):  # one; one without settings
+        assert run.invoke(app, ["average", *fewer, *arguments]).exit_code == 2
 
 
 def test_a_data_fault_is_an_exit_code(
