@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from vauban.commands.evaluate_extraction import extraction
+from vauban.commands.progress import tracking
 from vauban.errors import VaubanError
 from vauban.policy import Policy
 from vauban.policy_sources import load_policy
@@ -104,22 +104,5 @@ def injection(
 def _examine(policy: Policy, plan: Plan, console: Console) -> Report:
     from vauban.training.examine import examine
 
-    with _progress(console) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def track(task: str, done: int, total: int) -> None:
-            if task not in tasks:
-                tasks[task] = bars.add_task(task, total=total)
-            bars.update(tasks[task], completed=done)
-
+    with tracking(console) as track:
         return examine(policy, plan, track)
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeRemainingColumn(),
-        console=console,
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,45 +10,40 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from vauban.commands.progress import tracking
 from vauban.detectors.checkpoint import shipped
 from vauban.errors import VaubanError
 
 app = typer.Typer(help="Train the encoder.", no_args_is_help=True)
 
+Data = Annotated[Path, typer.Option(help="Directory: train and dev (and dev_ood) .jsonl[.gz].")]
+Seed = Annotated[int, typer.Option(min=0)]
+
+_INIT = typer.Option(help="Checkpoint to go on from, or `shipped`; default: the base model.")
+_FGSM = typer.Option(min=0.0, max=1.0, help="Share of the run after which FGSM is on; 1: never.")
+_HELD_OUT = typer.Option(help="Leave out sources whose name has this; repeatable.")
+_DISTILL = typer.Option(min=0.0, max=100.0, help="How firmly embeddings are held.")
+_HIDDEN = typer.Option(min=0.0, max=1.0, help="Largest share of a window's words to hide.")
+_HARD = typer.Option(min=0.0, max=1.0, help="Share after which only hard examples count; 1: never.")
+_BATCH = typer.Option(min=512, help="Of a batch, padding counted; 65536 suits a GPU.")
+
 
 @app.command()
 def injection(
-    data: Annotated[Path, typer.Option(help="Directory: train and dev (and dev_ood) .jsonl[.gz].")],
+    data: Data,
     out: Annotated[Path, typer.Option(help="Checkpoint directory; a broken-off run goes on.")],
-    init: Annotated[
-        str | None,
-        typer.Option(help="Checkpoint to go on from, or `shipped`; default: the base model."),
-    ] = None,
+    init: Annotated[str | None, _INIT] = None,
     examples: Annotated[int, typer.Option(min=1, help="Texts to show.")] = 98_304,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     learning_rate: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1e-4,
     window_tokens: Annotated[int, typer.Option(min=16, max=512)] = 128,
-    adversarial_after: Annotated[
-        float,
-        typer.Option(min=0.0, max=1.0, help="Share of the run after which FGSM is on; 1: never."),
-    ] = 1.0,
-    hold_out: Annotated[
-        list[str] | None, typer.Option(help="Leave out sources whose name has this; repeatable.")
-    ] = None,
-    distill_weight: Annotated[
-        float, typer.Option(min=0.0, max=100.0, help="How firmly embeddings are held.")
-    ] = 6.0,
-    word_dropout: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Largest share of a window's words to hide.")
-    ] = 0.4,
-    hard_after: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Then only hard examples are learned from.")
-    ] = 0.3,
-    batch_tokens: Annotated[
-        int, typer.Option(min=512, help="Of a batch, padding counted; 65536 suits a GPU.")
-    ] = 3072,
+    adversarial_after: Annotated[float, _FGSM] = 1.0,
+    hold_out: Annotated[list[str] | None, _HELD_OUT] = None,
+    distill_weight: Annotated[float, _DISTILL] = 6.0,
+    word_dropout: Annotated[float, _HIDDEN] = 0.4,
+    hard_after: Annotated[float, _HARD] = 0.3,
+    batch_tokens: Annotated[int, _BATCH] = 3072,
     workers: Annotated[int, typer.Option(min=0, help="Processes that draw examples ahead.")] = 0,
     device: Annotated[str, typer.Option(help="torch device, or auto.")] = "auto",
 ) -> None:
@@ -71,13 +66,13 @@ def injection(
         hard_after=hard_after,
         batch_tokens=batch_tokens,
     )
-    with _reported(console), _progress(console) as bars:
+    with _reported(console), tracking(console) as track:
         final = train_injection(
             load_start(seed, init=_checkpoint(init)),
             data,
             out,
             config,
-            _tracked(bars),
+            track,
             device=device,
             workers=workers,
             hold_out=hold_out or [],
@@ -88,7 +83,7 @@ def injection(
 @app.command()
 def average(
     checkpoints: Annotated[list[Path], typer.Argument(help="Directories of trained checkpoints.")],
-    data: Annotated[Path, typer.Option(help="Directory: train and dev (and dev_ood) .jsonl[.gz].")],
+    data: Data,
     out: Annotated[Path, typer.Option(help="Checkpoint directory.")],
 ) -> None:
     """Average the weights of several runs (a "model soup"), and calibrate the mean."""
@@ -96,14 +91,14 @@ def average(
     from vauban.training.run import average as mean_of
 
     console = Console(stderr=True)
-    with _reported(console), _progress(console) as bars:
-        final = mean_of(checkpoints, load_start(0), data, out, _tracked(bars))
+    with _reported(console), tracking(console) as track:
+        final = mean_of(checkpoints, load_start(0), data, out, track)
     typer.echo(f"{out}: block_at {final.block_at:.4f}, flag_at {final.flag_at:.4f}")
 
 
 @app.command()
 def validate(
-    data: Annotated[Path, typer.Option(help="Directory: train and dev (and dev_ood) .jsonl[.gz].")],
+    data: Data,
     learning_rate: Annotated[
         list[float] | None, typer.Option(min=0.0, max=1.0, help="Repeatable: one setting each.")
     ] = None,
@@ -111,7 +106,7 @@ def validate(
         str | None, typer.Option(help="Checkpoint to start from, or `shipped`.")
     ] = None,
     examples: Annotated[int, typer.Option(min=1, help="Texts to show per fit.")] = 4096,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Leave one source out: what settings do on attacks of sources they were not fitted on."""
     from vauban.detectors.windows import WindowTokenizer  # torch is heavy; --help stays quick
@@ -150,10 +145,10 @@ def validate(
 
 @app.command()
 def extraction(
-    data: Annotated[Path, typer.Option(help="Directory: train and dev (and dev_ood) .jsonl[.gz].")],
+    data: Data,
     out: Annotated[Path, typer.Option(help="Directory of the reference; texts' embeddings too.")],
     people: Annotated[int, typer.Option(min=200, help="Honest people to simulate.")] = 3000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Fit what honest callers look like, for the extraction detector, on simulated people."""
     from vauban import __version__
@@ -163,8 +158,7 @@ def extraction(
     from vauban.training.traffic_texts import texts
     from vauban.training.traffic_world import worlds
 
-    with _progress(Console(stderr=True)) as bars:
-        track = _tracked(bars)
+    with tracking(Console(stderr=True)) as track:
         found = texts(data, seed)
         out.mkdir(parents=True, exist_ok=True)
         embed = embedder(EncoderPolicy(), partial(track, "embedding"))
@@ -181,18 +175,6 @@ def _checkpoint(init: str | None) -> Path | None:
     return Path(init) if init else None
 
 
-def _tracked(bars: Progress) -> Callable[..., None]:
-    """Shows `done` of `total` of a task, which gets a bar when it is first heard of."""
-    tasks: dict[str, TaskID] = {}
-
-    def track(task: str, done: int, total: int, note: str = "") -> None:
-        if task not in tasks:
-            tasks[task] = bars.add_task(task, total=total, note="")
-        bars.update(tasks[task], completed=done, note=note)
-
-    return track
-
-
 @contextmanager
 def _reported(console: Console) -> Iterator[None]:
     """An error of ours is one red line, and status 2."""
@@ -201,13 +183,3 @@ def _reported(console: Console) -> Iterator[None]:
     except VaubanError as error:
         console.print(f"[red]{error}[/red]", highlight=False)
         raise typer.Exit(2) from error
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
-        TimeRemainingColumn(),
-        console=console,
-    )
