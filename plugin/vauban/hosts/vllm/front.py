@@ -19,7 +19,6 @@ from vauban.errors import ConfigError, RequestError
 from vauban.guard import Guard, standing_of, unwatched
 from vauban.hosts.vllm.channel import Report, ReportReceiver, announced_engines
 from vauban.hosts.vllm.hardening import Hardening
-from vauban.hosts.vllm.owner import Owners
 from vauban.hosts.vllm.routes import Kind, Route, RouteTable
 from vauban.hosts.vllm.runtime import open_runtime
 from vauban.hosts.vllm.settings import policy_from
@@ -27,6 +26,7 @@ from vauban.hosts.vllm.stored import ResponseIds
 from vauban.mark import Mark, Order, new_nonce
 from vauban.policy import Policy
 from vauban.protocol.framing import Framer, make_framer
+from vauban.protocol.owner import Owners
 from vauban.screening import ScreenQueue, watcher
 from vauban.state.store import Store, open_store, require_shared
 from vauban.telemetry import AuditLog, Decision, process_metrics
