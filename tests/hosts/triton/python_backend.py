@@ -10,6 +10,7 @@ import asyncio
 import importlib.util
 import json
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -123,7 +124,7 @@ class Server:
         values = {key: {"string_value": value} for key, value in parameters.items()}
         config = json.dumps({"parameters": values})
         place = str(self.repository / name)
-        model.initialize({"model_config": config, "model_repository": place})
+        model.initialize({"model_config": config, "model_repository": place, "model_name": name})
         self.models[name] = model
 
     async def infer(self, request: Any) -> list[InferenceResponse]:
@@ -131,6 +132,7 @@ class Server:
         model = self.models.get(request.model_name)
         if model is None:
             return [InferenceResponse(error=TritonError("no such model"))]
+        self.loop, self.thread = asyncio.get_running_loop(), threading.current_thread()
         request.sender = Sender()
         answers = model.execute([request])
         if asyncio.iscoroutine(answers):
@@ -168,12 +170,16 @@ class Server:
             def get_response_sender(self) -> Sender:
                 return self.sender
 
-            async def async_exec(self, *, decoupled: bool = False) -> Any:
-                responses = await server.infer(self)
+            def exec(self, *, decoupled: bool = False) -> Any:
+                """Blocks, so it is called from other threads; a model that is not asynchronous may
+                also be called by another one that isn't."""
+                if threading.current_thread() is server.thread:
+                    return server.models[self.model_name].execute([self])[0]
+                responses = asyncio.run_coroutine_threadsafe(server.infer(self), server.loop)
                 if not decoupled:
-                    return responses[0]
+                    return responses.result(60)[0]
                 # The real backend ends a stream with a response that is empty.
-                return _iterate([*responses, InferenceResponse()])
+                return _iterate([*responses.result(60), InferenceResponse()])
 
         module = ModuleType("triton_python_backend_utils")
         for value in (Tensor, TritonError, InferenceResponse, InferenceRequest, MetricFamily):

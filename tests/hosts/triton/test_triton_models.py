@@ -77,12 +77,13 @@ def flags(**values: bool) -> dict[str, Any]:
 
 async def test_a_stream_through_the_branching_model(server: Server) -> None:
     responses = await ask(server, "guarded_llm_bls", completion(PLAIN) | flags(stream=True))
-    assert texts(responses) == ["w0 ", "w1 ", "w2 "]
+    assert "".join(texts(responses)) == "w0 w1 w2 "
+    assert len(responses) >= 3
 
 
 async def test_a_whole_answer_repeats_its_input(server: Server) -> None:
     responses = await ask(server, "guarded_llm_bls", completion(PLAIN))
-    assert texts(responses) == [f"{PLAIN}w0 w1 w2 "]
+    assert "".join(texts(responses)) == f"{PLAIN}w0 w1 w2 "
 
 
 async def test_a_block_is_an_error_with_its_reason(server: Server) -> None:
@@ -152,5 +153,5 @@ async def test_metrics_count_verdicts(server: Server) -> None:
     await ask(server, "guarded_llm_bls", completion(INJECTION))
     metrics = server.models["guard_encoder"]._judge._observe.__self__
     labels = json.dumps({"action": "block", "reason": "prompt_injection"})
-    assert metrics._requests.metrics[labels].values == [1]
+    assert metrics._requests._family.metrics[labels].values == [1]
     assert len(metrics._score.values) == 1

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from triton_canary import CANARY
 
 from vauban.access.keyfile import add_key
 from vauban.commands.local_server import LocalServer, free_port, running
@@ -144,7 +145,7 @@ def start_triton(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Start
 @pytest.fixture(scope="session")
 def triton(start_triton: Start) -> Iterator[Triton]:
     """The one server that most tests share."""
-    with start_triton() as server:
+    with start_triton(output={"canaries": [CANARY]}) as server:
         yield server
 
 

@@ -12,6 +12,8 @@ from vauban.hosts.triton.render import ENSEMBLE
 from vauban.hosts.triton.seal import Seal, server_secret
 from vauban.hosts.triton.served import ServedModel
 from vauban.hosts.triton.settings import policy_of, texts_of
+from vauban.mark import Sealer
+from vauban.protocol.owner import Owners
 
 
 class TritonPythonModel:
@@ -21,7 +23,9 @@ class TritonPythonModel:
         if not texts.get("MODEL"):
             raise ConfigError("MODEL must name the served model's directory")
         served = ServedModel(Path(texts["MODEL"]), int(texts.get("MAX_MODEL_LEN") or 0))
-        self._read = GuardInput(policy, served, Seal(server_secret()), ENSEMBLE)
+        secret = server_secret()
+        owners = Owners(Sealer(secret), policy.output)
+        self._read = GuardInput(policy, served, Seal(secret), owners, ENSEMBLE)
         self._wire = Wire(pb_utils)
 
     def execute(self, requests):

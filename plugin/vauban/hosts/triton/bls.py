@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -24,8 +25,13 @@ from vauban.hosts.triton.requests import OUTPUTS, read_parameters
 logger = logging.getLogger(__name__)
 
 LLM: Final = "llm"
+STEP_THREADS: Final = 128
+LLM_THREADS: Final = 256
+"""Requests of one model that the LLM works on at once; others wait for one of them to end."""
 CANCEL: Final = "vauban_cancel"
 """Request parameter of the embedded `llm`: ends the request with this id."""
+SALT: Final = "vauban_cache_salt"
+"""Another one: the salt for the prefix cache."""
 
 
 class StepFailed(VaubanError):
@@ -76,23 +82,35 @@ class Wire:
             sender.send(response, flags=final)
 
 
+class Threads:
+    """Wait for other models. What waits for the LLM has threads of its own: the guard's steps, and
+    what cancels the LLM's work, must not wait for them.
+
+    Triton's own `async_exec` has one thread per core and four more for all of it, and gives
+    nothing back before the first response.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.steps = ThreadPoolExecutor(STEP_THREADS, f"{name}-steps")
+        self.llm = ThreadPoolExecutor(LLM_THREADS, f"{name}-llm")
+
+
 class TritonCalls:
     """Calls other models for one request. See `flow.Calls`.
 
     :param parameters: the request's parameters, JSON; those that say who asks are given on.
-    :param pool: waits for the LLM's responses; one thread per request that streams.
     :param embedded: `llm` is vauban's own, which understands `CANCEL`.
     :raises MalformedRequest: a parameter is given twice.
     """
 
     def __init__(
-        self, utils: Any, parameters: str | None, pool: ThreadPoolExecutor, *, embedded: bool
+        self, utils: Any, parameters: str | None, threads: Threads, *, embedded: bool
     ) -> None:
         self._utils = utils
         self._wire = Wire(utils)
         found = read_parameters(parameters)
         self._parameters = {name: found[name] for name in HEADERS if name in found}
-        self._pool = pool
+        self._threads = threads
         self._embedded = embedded
 
     async def ask(self, model: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +122,7 @@ class TritonCalls:
             inputs=self._wire.tensors(inputs, (1, 1) if step.batched else (1,)),
             parameters=self._parameters if model == "guard_input" else {},
         )
-        response = await request.async_exec()
+        response = await _wait(self._threads.steps, request.exec)
         if response.has_error():
             raise StepFailed(response.error())
         return {t.name(): t.as_numpy().reshape(-1)[0] for t in response.output_tensors()}
@@ -118,13 +136,16 @@ class TritonCalls:
             requested_output_names=wanted,
             inputs=self._wire.tensors(job.inputs, (1,)),
             request_id=name,
+            parameters={SALT: job.salt} if job.salt and self._embedded else {},
         )
-        responses = iter(await request.async_exec(decoupled=True))
-        loop = asyncio.get_running_loop()
+        responses: Any = None
         ended = False
         try:
+            # Comes with the first response, so the client may leave here already.
+            found = await _wait(self._threads.llm, partial(request.exec, decoupled=True))
+            responses = iter(found)
             while (
-                one := await loop.run_in_executor(self._pool, next, responses, None)
+                one := await _wait(self._threads.llm, partial(next, responses, None))
             ) is not None:
                 if one.has_error():
                     raise StepFailed(one.error())
@@ -146,7 +167,11 @@ class TritonCalls:
                 inputs=self._wire.tensors({"text_input": ""}, (1,)),
                 parameters={CANCEL: name},
             )
-            list(await request.async_exec(decoupled=True))
+            list(await _wait(self._threads.steps, partial(request.exec, decoupled=True)))
+
+
+async def _wait(pool: ThreadPoolExecutor, work: Callable[[], Any]) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
 class GraphModel:

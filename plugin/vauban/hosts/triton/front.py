@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 from vauban.access.identity import Identity
 from vauban.access.scopes import SYSTEM_PROMPT, allows
@@ -18,6 +20,7 @@ from vauban.policy import Policy
 from vauban.protocol.bodies import Body
 from vauban.protocol.features import check_body_features, check_fields
 from vauban.protocol.framing import make_framer
+from vauban.protocol.owner import Owners, operator_texts
 from vauban.protocol.shapes import Shape
 from vauban.telemetry import AuditLog
 from vauban.text.control_tokens import special_tokens
@@ -33,6 +36,21 @@ DEFAULT_MAX_TOKENS: Final = 16
 _GROUPS = {Shape.CHAT: "chat", Shape.COMPLETION: "completions"}
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What of a request its answer depends on.
+
+    `repeat`: text that goes before the answer. `options`: what the client asks for beside the
+    text. `told`: the operator's texts, which must not be repeated, nor the `canaries` in them.
+    """
+
+    principal: str
+    repeat: str
+    options: Sequence[str]
+    told: Sequence[str]
+    canaries: Sequence[str]
+
+
 class GuardInput:
     """Turns one request into two sealed bundles: `prompt` for the LLM, `windows` for the encoder.
 
@@ -45,12 +63,14 @@ class GuardInput:
         policy: Policy,
         served: ServedModel,
         seal: Seal,
+        owners: Owners,
         name: str,
         identity: Identity | None = None,
     ) -> None:
         self._policy = policy
         self._served = served
         self._seal = seal
+        self._owners = owners
         self._name = name
         self._identity = identity or Identity(policy.identity)
         self._callers = Callers(policy.identity, self._identity)
@@ -99,7 +119,8 @@ class GuardInput:
         if any(self._guard.spells_control_token(run) for run in body.conversations()):
             raise MalformedRequest("a control token is spread over several pieces of text")
         self._framer.frame(body, asked.shape)
-        prompt = self._prompt(asked)
+        told = operator_texts(segments, self._policy.sandwich.instruction)
+        prompt = self._prompt(asked, principal, told, ticket)
         self._charge(principal, asked, reading.windows.tokens)
         context = {
             "principal": principal.id,
@@ -120,15 +141,20 @@ class GuardInput:
         for fields in (asked.data, extra):
             check_fields(fields, asked.shape, principal.scopes, self._policy)
 
-    def _prompt(self, asked: Asked) -> dict[str, object]:
+    def _prompt(
+        self, asked: Asked, principal: Principal, told: Sequence[str], ticket: str
+    ) -> dict[str, Any]:
         data = asked.data
         chat = asked.shape is Shape.CHAT
+        canaries = self._owners.place(data, asked.shape, principal, ticket) if told else ()
+        self._owners.salt(data, asked.shape, principal)
+        terms = Terms(principal.id, asked.repeat or "", asked.options, told, canaries)
         return {
             "text": self._served.prompt(data["messages"]) if chat else data["prompt"],
             "sampling": asked.sampling,
             "stream": asked.stream,
-            "repeat": asked.repeat,
-            "options": asked.options,
+            "salt": data.get("cache_salt", ""),
+            "terms": asdict(terms),
         }
 
     def _charge(self, principal: Principal, asked: Asked, prompt_tokens: int) -> None:

@@ -58,7 +58,8 @@ STEPS: Final[Mapping[str, Step]] = {
     "guard_input": Step(
         _ASKED,
         (("prompt", _TEXT), ("windows", _TEXT)),
-        ("limits", "identity", "routes", "normalize", "sandwich", "encoder", "injection", "audit"),
+        ("limits", "identity", "routes", "normalize", "sandwich", "encoder", "injection", "output",
+         "audit"),
         optional=True,
         settings=("MODEL", "MAX_MODEL_LEN"),
     ),
@@ -76,11 +77,13 @@ STEPS: Final[Mapping[str, Step]] = {
         instances=LLM_BATCHES,
         settings=("LLM_BACKEND",),
     ),
-    "guard_output": Step((("verdict", _TEXT), ("answer", _TEXT)), _ANSWERED, ("answer",)),
+    "guard_output": Step(
+        (("verdict", _TEXT), ("answer", _TEXT)), _ANSWERED, ("output", "answer", "audit")
+    ),
     "guarded_llm_bls": Step(
         _ASKED,
         _ANSWERED,
-        ("limits", "answer"),
+        ("limits", "output", "answer", "audit"),
         optional=True,
         decoupled=True,
         settings=("LLM_BACKEND",),
@@ -94,7 +97,7 @@ STEPS: Final[Mapping[str, Step]] = {
         settings=("MODEL", "MAX_MODEL_LEN"),
     ),
 }  # fmt: skip
-NOT_HERE: Final = ("extraction", "state", "response", "logprobs", "output")
+NOT_HERE: Final = ("extraction", "state", "response", "logprobs")
 """Sections that no model reads yet: they have a meaning in the vLLM host only."""
 ENSEMBLE: Final = "guarded_llm"
 GRAPH: Final = "guard_encoder_onnx"
