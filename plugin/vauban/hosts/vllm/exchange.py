@@ -22,9 +22,8 @@ from vauban.hosts.vllm.gate import Gate
 from vauban.hosts.vllm.output import keep_in_step
 from vauban.hosts.vllm.output_events import OutputEditor, output_editor
 from vauban.hosts.vllm.rewrite import Editor, Rewriter
-from vauban.hosts.vllm.routes import Kind, Route, shape_of
+from vauban.hosts.vllm.routes import PRIORITY_HEADER, STANDING_HEADER, Kind, Route, shape_of
 from vauban.hosts.vllm.serving import client_address, finish, start, stop
-from vauban.hosts.vllm.treatment import PRIORITY_HEADER, STANDING_HEADER
 from vauban.mark import RESERVED_KEY
 from vauban.protocol.bodies import Body, parse_body, prompts_in
 from vauban.protocol.features import check_body_features, check_fields
@@ -157,7 +156,7 @@ class Exchange:
         return reading
 
     def _caller(self, scope: Scope) -> Caller:
-        return self._front.caller(self._principal, client_address(scope), self._prompts)
+        return self._front.treatment.caller(self._principal, client_address(scope), self._prompts)
 
     def _sanitizer(self) -> Sanitizer:
         """The rules for the answer. Where the operator has said something, a canary goes behind
