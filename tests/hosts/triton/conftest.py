@@ -34,11 +34,13 @@ def make_input(served: ServedModel, seal: Seal, monkeypatch: pytest.MonkeyPatch)
     """make_input(identity=..., injection={...}, ...) -> `guard_input` with this policy."""
     monkeypatch.setenv(BIND_VARIABLE, "127.0.0.1")
 
-    def make(who: Identity | None = None, **sections: dict[str, Any]) -> GuardInput:
+    def make(
+        who: Identity | None = None, users: Any = None, **sections: dict[str, Any]
+    ) -> GuardInput:
         sections = {"audit": {"log": "off"}, **sections}
         policy = Policy.model_validate(sections)
         owners = Owners(Sealer(SECRET), policy.output)
-        return GuardInput(policy, served, seal, owners, "guarded_llm", who)
+        return GuardInput(policy, served, seal, owners, "guarded_llm", who, users)
 
     return make
 

@@ -89,6 +89,12 @@ class Metric:
     observe = increment
 
 
+class Logger:
+    @staticmethod
+    def log_info(text: str) -> None:
+        """Triton writes it to its own log."""
+
+
 class MetricFamily:
     COUNTER, GAUGE, HISTOGRAM = range(3)
 
@@ -122,7 +128,7 @@ class Server:
         spec.loader.exec_module(module)
         model = module.TritonPythonModel()
         values = {key: {"string_value": value} for key, value in parameters.items()}
-        config = json.dumps({"parameters": values})
+        config = json.dumps({"parameters": values, "instance_group": [{"count": 1}]})
         place = str(self.repository / name)
         model.initialize({"model_config": config, "model_repository": place, "model_name": name})
         self.models[name] = model
@@ -131,7 +137,7 @@ class Server:
         """All responses to a request."""
         model = self.models.get(request.model_name)
         if model is None:
-            return [InferenceResponse(error=TritonError("no such model"))]
+            return [_missing()]
         self.loop, self.thread = asyncio.get_running_loop(), threading.current_thread()
         request.sender = Sender()
         answers = model.execute([request])
@@ -174,7 +180,8 @@ class Server:
                 """Blocks, so it is called from other threads; a model that is not asynchronous may
                 also be called by another one that isn't."""
                 if threading.current_thread() is server.thread:
-                    return server.models[self.model_name].execute([self])[0]
+                    model = server.models.get(self.model_name)
+                    return model.execute([self])[0] if model else _missing()
                 responses = asyncio.run_coroutine_threadsafe(server.infer(self), server.loop)
                 if not decoupled:
                     return responses.result(60)[0]
@@ -182,10 +189,21 @@ class Server:
                 return _iterate([*responses.result(60), InferenceResponse()])
 
         module = ModuleType("triton_python_backend_utils")
-        for value in (Tensor, TritonError, InferenceResponse, InferenceRequest, MetricFamily):
+        for value in (
+            Tensor,
+            TritonError,
+            InferenceResponse,
+            InferenceRequest,
+            MetricFamily,
+            Logger,
+        ):
             setattr(module, value.__name__, value)
         module.TRITONSERVER_RESPONSE_COMPLETE_FINAL = TRITONSERVER_RESPONSE_COMPLETE_FINAL  # type: ignore[attr-defined]
         return module
+
+
+def _missing() -> InferenceResponse:
+    return InferenceResponse(error=TritonError("no such model"))
 
 
 def _iterate(responses: list[InferenceResponse]) -> Iterator[InferenceResponse]:

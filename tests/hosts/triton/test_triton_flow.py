@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 from triton_fakes import SECRET, TRIGGER, Judged, MakeInput, completion
 
@@ -80,9 +81,20 @@ async def test_an_allowed_request_is_streamed(
     make_input: MakeInput, seal: Seal, judged: Judged
 ) -> None:
     models, client = Models(make_input, judged), Client()
-    await flow(seal).serve(models, completion("hello "), client.send, client.left)
-    assert "".join(client.got) == "hello t0 t1 t2 "
+    asked = completion("hello ") | {"stream": np.array([True])}
+    await flow(seal).serve(models, asked, client.send, client.left)
+    assert "".join(client.got) == "t0 t1 t2 "
+    assert len(client.got) > 1
     assert models.closed == 1
+
+
+async def test_what_is_not_streamed_is_one_response(
+    make_input: MakeInput, seal: Seal, judged: Judged
+) -> None:
+    """Triton's generate endpoint and its OpenAI frontend take no more."""
+    models, client = Models(make_input, judged), Client()
+    await flow(seal).serve(models, completion("hello "), client.send, client.left)
+    assert client.got == ["hello t0 t1 t2 "]
 
 
 async def test_a_blocked_request_never_reaches_the_llm(

@@ -99,7 +99,7 @@ def test_unloading_under_load_gives_answers_or_errors(echo: Any, name: str) -> N
     assert echo.ask(name, INJECTION).status_code == 400
 
 
-@pytest.mark.parametrize("killed", ["guard_encoder", "guard_input"])
+@pytest.mark.parametrize("killed", ["guard_encoder", "guard_extraction", "guard_input"])
 @BOTH
 def test_a_killed_step_is_an_error_and_never_a_pass(echo: Any, name: str, killed: str) -> None:
     texts = [INJECTION, PLAIN] * 30

@@ -11,12 +11,11 @@ import os
 import threading
 import uuid
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from vauban.hosts.triton.bls import CANCEL, SALT, Wire
 from vauban.hosts.triton.requests import read_parameters
-from vauban.hosts.triton.settings import policy_of, texts_of
+from vauban.hosts.triton.settings import engine_fields, policy_of, texts_of
 
 
 class TritonPythonModel:
@@ -43,7 +42,7 @@ class TritonPythonModel:
             max_model_len=length or None,
             dtype="float32",
             enforce_eager=True,
-            additional_config={"vauban": policy_of(self._config).model_dump(mode="json")},
+            additional_config={"vauban": engine_fields(policy_of(self._config))},
         )
         return AsyncLLM.from_engine_args(arguments)
 
@@ -115,7 +114,7 @@ class TritonPythonModel:
         if values.get("return_finish_reason", False):
             found["finish_reason"] = [str(one.finish_reason) for one in output.outputs]
         if values.get("return_num_input_tokens", False):
-            found["num_input_tokens"] = np.array([len(output.prompt_token_ids)], np.int32)
+            found["num_input_tokens"] = [len(output.prompt_token_ids)]
         if values.get("return_num_output_tokens", False):
             found["num_output_tokens"] = [len(one.token_ids) for one in output.outputs]
         return found

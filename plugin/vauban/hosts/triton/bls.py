@@ -15,9 +15,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from vauban.errors import RequestError, ScreeningFailed, VaubanError
+from vauban.errors import RequestError, ScreeningFailed, StateUnavailable, VaubanError
 from vauban.hosts.triton.answers import error_of
 from vauban.hosts.triton.callers import HEADERS
+from vauban.hosts.triton.extraction import ASKED, KNOWN
 from vauban.hosts.triton.output import Answer, Job
 from vauban.hosts.triton.render import GRAPH_INPUT, GRAPH_OUTPUTS, STEPS
 from vauban.hosts.triton.requests import OUTPUTS, read_parameters
@@ -25,6 +26,7 @@ from vauban.hosts.triton.requests import OUTPUTS, read_parameters
 logger = logging.getLogger(__name__)
 
 LLM: Final = "llm"
+EXTRACTION: Final = "guard_extraction"
 STEP_THREADS: Final = 128
 LLM_THREADS: Final = 256
 """Requests of one model that the LLM works on at once; others wait for one of them to end."""
@@ -196,6 +198,27 @@ class GraphModel:
         return scores, embeddings
 
 
+class UsersModel:
+    """`guard_extraction`, for a model that is not asynchronous. See `extraction.Users`."""
+
+    def __init__(self, utils: Any) -> None:
+        self._utils = utils
+        self._wire = Wire(utils)
+
+    def __call__(self, asked: bytes) -> bytes:
+        """:raises StateUnavailable: the model answered with an error."""
+        request = self._utils.InferenceRequest(
+            model_name=EXTRACTION,
+            requested_output_names=[KNOWN],
+            inputs=self._wire.tensors({ASKED: asked}, (1,)),
+        )
+        response = request.exec()
+        if response.has_error():
+            raise StateUnavailable("guard_extraction answered with an error")
+        (known,) = response.output_tensors()
+        return bytes(known.as_numpy().reshape(-1)[0])
+
+
 def _array(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value
@@ -203,7 +226,7 @@ def _array(value: Any) -> Any:
     if all(isinstance(item, bool) for item in items):
         return np.array(items, dtype=bool)
     if all(isinstance(item, int) for item in items):
-        return np.array(items, dtype=np.int32)
+        return np.array(items, dtype=np.uint32)
     encoded = [item.encode() if isinstance(item, str) else bytes(item) for item in items]
     array = np.empty(len(encoded), dtype=object)
     array[:] = encoded

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 from vauban.errors import Overloaded
 from vauban.hosts.triton.encoder import VERDICT
 from vauban.hosts.triton.front import PROMPT, WINDOWS
-from vauban.hosts.triton.output import Answer, Findings, GuardOutput, Job, Jobs
+from vauban.hosts.triton.output import Answer, Findings, GuardOutput, Job, Jobs, joined
 from vauban.hosts.triton.seal import Seal
 from vauban.policy import Policy
 
@@ -80,11 +80,16 @@ class GuardedFlow:
         job = self._jobs.open(read[PROMPT])
         outgoing = self._output.outgoing(job.terms)
         stream = calls.stream(job)
+        whole: list[Answer] = []
         try:
             while not outgoing.stopped and (part := await _next(stream, left)) is not None:
-                await send(outgoing.part(part))
+                whole.append(outgoing.part(part))
+                if job.stream:
+                    await send(whole.pop())
             if not outgoing.stopped and not left() and (rest := outgoing.end()):
-                await send(rest)
+                whole.append(rest)
+            if whole and not left():  # what isn't streamed is one response, as clients expect
+                await send(joined(whole))
         finally:
             await stream.aclose()
             self._output.record(job.ticket, job.terms, outgoing)

@@ -10,9 +10,17 @@ from typing import Any, Final
 
 from vauban.access.identity import Identity
 from vauban.access.scopes import SYSTEM_PROMPT, allows
-from vauban.errors import Forbidden, MalformedRequest, RequestError, RequestTooLarge
-from vauban.guard import Guard
+from vauban.access.standing import Standing
+from vauban.errors import (
+    Forbidden,
+    MalformedRequest,
+    RequestError,
+    RequestTooLarge,
+    StateUnavailable,
+)
+from vauban.guard import Guard, Standings, standing_of
 from vauban.hosts.triton.callers import Callers
+from vauban.hosts.triton.extraction import Who
 from vauban.hosts.triton.requests import Asked, Values, read_parameters, read_request
 from vauban.hosts.triton.seal import Bundle, Seal
 from vauban.hosts.triton.served import ServedModel
@@ -20,11 +28,13 @@ from vauban.policy import Policy
 from vauban.protocol.bodies import Body
 from vauban.protocol.features import check_body_features, check_fields
 from vauban.protocol.framing import make_framer
+from vauban.protocol.hardening import Hardening
 from vauban.protocol.owner import Owners, operator_texts
 from vauban.protocol.shapes import Shape
 from vauban.telemetry import AuditLog
 from vauban.text.control_tokens import special_tokens
-from vauban.types import Principal
+from vauban.treatment import refuse, treated
+from vauban.types import Level, Mode, Principal
 
 PROMPT: Final = "prompt"
 WINDOWS: Final = "windows"
@@ -55,6 +65,7 @@ class GuardInput:
     """Turns one request into two sealed bundles: `prompt` for the LLM, `windows` for the encoder.
 
     :param name: the model name that `model:PATTERN` scopes are matched with.
+    :param users: tells how callers are treated; None: all are treated alike.
     :raises ConfigError: wrong policy, keys or weights.
     """
 
@@ -66,6 +77,7 @@ class GuardInput:
         owners: Owners,
         name: str,
         identity: Identity | None = None,
+        users: Standings | None = None,
     ) -> None:
         self._policy = policy
         self._served = served
@@ -73,6 +85,8 @@ class GuardInput:
         self._owners = owners
         self._name = name
         self._identity = identity or Identity(policy.identity)
+        self._users = users
+        self._hardening = Hardening(policy.logprobs)
         self._callers = Callers(policy.identity, self._identity)
         self._audit = AuditLog(policy.audit)
         self._guard = Guard(policy, special_tokens(served.tokenizer))
@@ -100,8 +114,16 @@ class GuardInput:
     ) -> tuple[bytes, bytes]:
         asked = read_request(values, self._policy.limits.max_body_bytes)
         principal = self._callers.authenticate(read_parameters(parameters), asked.principal)
+        standing = self._standing(principal)
+        enforced = Level.CLEAR
+        if self._policy.response.mode is Mode.ENFORCE:
+            enforced = standing.level
+            refuse(standing, time.time())
+            principal = treated(principal, enforced, self._policy.response)
         self._allow(principal, asked)
         self._identity.admit(principal)
+        # Sampling parameters are vLLM's own here, as on its token-level route.
+        self._hardening.request(asked.data, Shape.TOKENS, degraded=enforced >= Level.DEGRADED)
         body = Body(
             asked.data,
             trusted_system=allows(principal.scopes, feature=SYSTEM_PROMPT),
@@ -124,6 +146,8 @@ class GuardInput:
         self._charge(principal, asked, reading.windows.tokens)
         context = {
             "principal": principal.id,
+            "caller": asdict(Who.of(principal)),
+            "standing": standing.level.name.lower(),
             "complete": reading.complete,
             "chars": sum(len(s.text) for s in segments if not s.origin.trusted),
             "segments": len(segments),
@@ -132,6 +156,17 @@ class GuardInput:
         }
         windows = Bundle(ticket, context, reading.windows.to_bytes())
         return self._seal.close(PROMPT, Bundle(ticket, prompt)), self._seal.close(WINDOWS, windows)
+
+    def _standing(self, principal: Principal) -> Standing:
+        mode = self._policy.response.mode
+        if self._users is None or mode is Mode.OFF:
+            return Standing(principal.id)
+        if mode is Mode.ENFORCE:
+            return standing_of(self._users, principal.id, self._policy.state)
+        try:
+            return self._users.standing(principal.id)
+        except StateUnavailable:  # told for the record only
+            return self._users.remembered(principal.id)
 
     def _allow(self, principal: Principal, asked: Asked) -> None:
         if not allows(principal.scopes, group=_GROUPS[asked.shape], model=self._name):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from vauban.access.standing import Transition
 from vauban.telemetry import Decision
+from vauban.types import Evidence, Reason
 
 SCORE_BUCKETS: Final = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+EXTRACTION_BUCKETS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 BATCH_BUCKETS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 
@@ -75,3 +78,35 @@ class OutputMetrics:
         for (detector, action), number in findings.items():
             labels = {"model": self._model, "detector": detector, "action": action}
             self._found.add(number, labels)
+
+
+class UserMetrics:
+    """What `guard_extraction` counts."""
+
+    def __init__(self, utils: Any) -> None:
+        family = utils.MetricFamily
+        self._failures = Counted(
+            utils, "vauban_screening_failures_total", "Requests that could not be screened."
+        )
+        self._moves = Counted(
+            utils, "vauban_standing_transitions_total",
+            "Changes of level; by detector, operator or time.",
+        )  # fmt: skip
+        self._score_family = family(
+            name="vauban_extraction_score",
+            description="How unlike honest people a caller's recent queries are, per request.",
+            kind=family.HISTOGRAM,
+        )
+        self._score = self._score_family.Metric(labels={}, buckets=list(EXTRACTION_BUCKETS))
+
+    def observe(self, known: Evidence | Reason) -> None:
+        if isinstance(known, Reason):
+            self._failures.add(1, {"reason": known.value})
+        else:
+            self._score.observe(known.score)
+
+    def observe_transition(self, transition: Transition) -> None:
+        if transition.before is transition.after:
+            return
+        before, after = transition.before.name.lower(), transition.after.name.lower()
+        self._moves.add(1, {"from": before, "to": after, "by": transition.actor})

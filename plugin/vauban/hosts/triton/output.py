@@ -7,6 +7,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any, Final
 
 from vauban.detectors.windows import Windows
@@ -193,12 +194,11 @@ class GuardOutput:
             return refusal
         terms = Terms(**said.fields["terms"])
         outgoing = self.outgoing(terms)
-        whole = dict(outgoing.part(said.fields["answer"]))
-        if not outgoing.stopped and (rest := dict(outgoing.end() or {})):
-            texts = zip(whole["text_output"], rest.pop("text_output"), strict=True)
-            whole |= {"text_output": [text + more for text, more in texts], **rest}
+        parts = [outgoing.part(said.fields["answer"])]
+        if not outgoing.stopped and (rest := outgoing.end()):
+            parts.append(rest)
         self.record(said.ticket, terms, outgoing)
-        return whole
+        return joined(parts)
 
     def refusal(self, judged: Bundle) -> Answer | None:
         """The answer to a blocked request under `answer.blocked: refusal`; None for others."""
@@ -222,3 +222,12 @@ class GuardOutput:
             route=ROUTE,
             policy=self._digest,
         )
+
+
+def joined(parts: Sequence[Answer]) -> Answer:
+    """The parts of an answer as one; of what is not text the last counts."""
+    whole: dict[str, Sequence[Any]] = {}
+    for part in parts:
+        pairs = zip_longest(whole.get("text_output", ()), part["text_output"], fillvalue="")
+        whole |= {**part, "text_output": [text + more for text, more in pairs]}
+    return whole
