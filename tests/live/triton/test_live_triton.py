@@ -215,6 +215,30 @@ def test_what_was_found_is_counted_and_audited(triton: Any) -> None:
     assert KEY not in log
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_tritons_openai_frontend_sends_is_served(triton: Any, stream: bool) -> None:
+    """It reads one text from each response and the counts of tokens, and takes at most two
+    responses, of which the last is empty, to what is not streamed."""
+    client = Stream(triton, BLS)
+    client.send(
+        text_input=PLAIN, stream=stream, exclude_input_in_output=True,
+        sampling_parameters='{"max_tokens": 6, "temperature": 0.0, "ignore_eos": true}',
+        return_num_input_tokens=True, return_num_output_tokens=True,
+    )  # fmt: skip
+    responses = [client.got.get(timeout=120)]
+    while not responses[-1].get_response().parameters["triton_final_response"].bool_param:
+        responses.append(client.got.get(timeout=120))
+    client.client.stop_stream()
+    said = [one for one in responses if one.as_numpy("text_output") is not None]
+    assert len(said) == 1 or stream
+    assert len(responses) <= 2 or stream
+    for one in said:
+        assert one.as_numpy("text_output").size == 1
+        for name in ("num_input_tokens", "num_output_tokens"):
+            assert one.as_numpy(name).dtype == np.uint32
+    assert sum(int(one.as_numpy("num_output_tokens")[0]) for one in said) == 6
+
+
 # -- who calls ---------------------------------------------------------------------------------
 
 

@@ -46,7 +46,7 @@ def test_a_thief_is_degraded_then_banned_and_a_person_notices_nothing(
     stolen, asked = thief(random.Random(1)), person(random.Random(2))  # noqa: S311
     assert not ask(triton, keys["thief"], "Hello", sampling=BIASED)
     refused: list[str] = []
-    biased = ""
+    biased: set[str] = set()
     for number in range(QUERIES):
         # Every other request goes to the ensemble: they share what is known of a caller.
         name = BLS if number % 2 else ENSEMBLE
@@ -54,10 +54,10 @@ def test_a_thief_is_degraded_then_banned_and_a_person_notices_nothing(
         assert not ask(triton, keys["person"], next(asked), name)
         if refused[-1]:
             break
-        if number % 8 == 7:
-            biased = ask(triton, keys["thief"], next(stolen), sampling=BIASED) or biased
+        if number % 4 == 3:
+            biased.add(ask(triton, keys["thief"], next(stolen), sampling=BIASED))
     assert refused[-1] == "banned", refused[-1]
-    assert biased == "malformed_request"  # what a degraded caller is told of a bias
+    assert "malformed_request" in biased  # what a degraded caller is told of a bias
     log = triton.server.log.read_text(errors="replace")
     for step in ('"to": "flagged"', '"to": "degraded"', '"to": "banned"'):
         assert step in log
