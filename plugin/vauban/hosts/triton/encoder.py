@@ -129,7 +129,7 @@ class GuardEncoder:
         context = bundle.fields
         decision = Decision(
             request_id=bundle.ticket,
-            principal=context["principal"],
+            principal=context["caller"]["id"],
             route=ROUTE,
             action=verdict.action.name.lower(),
             proposed=verdict.proposed.name.lower(),

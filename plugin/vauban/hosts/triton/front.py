@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -113,17 +113,7 @@ class GuardInput:
         self, values: Values, parameters: str | None, ticket: str, started: float
     ) -> tuple[bytes, bytes]:
         asked = read_request(values, self._policy.limits.max_body_bytes)
-        principal = self._callers.authenticate(read_parameters(parameters), asked.principal)
-        standing = self._standing(principal)
-        enforced = Level.CLEAR
-        if self._policy.response.mode is Mode.ENFORCE:
-            enforced = standing.level
-            refuse(standing, time.time())
-            principal = treated(principal, enforced, self._policy.response)
-        self._allow(principal, asked)
-        self._identity.admit(principal)
-        # Sampling parameters are vLLM's own here, as on its token-level route.
-        self._hardening.request(asked.data, Shape.TOKENS, degraded=enforced >= Level.DEGRADED)
+        principal, standing = self._admit(asked, read_parameters(parameters))
         body = Body(
             asked.data,
             trusted_system=allows(principal.scopes, feature=SYSTEM_PROMPT),
@@ -145,7 +135,6 @@ class GuardInput:
         prompt = self._prompt(asked, principal, told, ticket)
         self._charge(principal, asked, reading.windows.tokens)
         context = {
-            "principal": principal.id,
             "caller": asdict(Who.of(principal)),
             "standing": standing.level.name.lower(),
             "complete": reading.complete,
@@ -156,6 +145,21 @@ class GuardInput:
         }
         windows = Bundle(ticket, context, reading.windows.to_bytes())
         return self._seal.close(PROMPT, Bundle(ticket, prompt)), self._seal.close(WINDOWS, windows)
+
+    def _admit(self, asked: Asked, parameters: Mapping[str, str]) -> tuple[Principal, Standing]:
+        """Who asks, as the level of theirs has it, before anything is read of the text."""
+        principal = self._callers.authenticate(parameters, asked.principal)
+        standing = self._standing(principal)
+        enforced = Level.CLEAR
+        if self._policy.response.mode is Mode.ENFORCE:
+            enforced = standing.level
+            refuse(standing, time.time())
+            principal = treated(principal, enforced, self._policy.response)
+        self._allow(principal, asked)
+        self._identity.admit(principal)
+        # Sampling parameters are vLLM's own here, as on its token-level route.
+        self._hardening.request(asked.data, Shape.TOKENS, degraded=enforced >= Level.DEGRADED)
+        return principal, standing
 
     def _standing(self, principal: Principal) -> Standing:
         mode = self._policy.response.mode
