@@ -230,6 +230,20 @@ def test_when_it_does_not_answer_the_policy_decides(
     assert standing == ("degraded" if on_failure == "degrade" else "clear")
 
 
+def test_who_does_not_answer_is_asked_again_after_a_while(seal: Seal) -> None:
+    now, asked = [0.0], []
+
+    def gone(sealed: bytes) -> bytes:
+        asked.append(sealed)
+        raise StateUnavailable("gone")
+
+    users = Users(gone, seal, 10, lambda: now[0])
+    for now[0] in (0.0, 0.5, 1.0, 1.5):
+        with pytest.raises(StateUnavailable):
+            users.standing(THIEF)
+    assert len(asked) == 2
+
+
 def test_a_ban_outlives_the_model_that_knew_of_it(make: Make, seal: Seal) -> None:
     """Where the policy goes on without it, what was last heard of it counts."""
     model = make(extraction=EAGER)

@@ -9,7 +9,8 @@ Levels outlive the process in a shared store; the detector's windows do not.
 
 from __future__ import annotations
 
-import logging
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vauban.access.standing import Standing, Transition
+from vauban.errors import StateUnavailable
 from vauban.hosts.triton.seal import Bundle, Seal
 from vauban.policy import Policy
 from vauban.policy_standing import MEMORY
@@ -28,10 +30,9 @@ from vauban.telemetry import AuditLog
 from vauban.treatment import Treatment
 from vauban.types import Evidence, Level, Mode, Principal, PrincipalKind, Reason
 
-logger = logging.getLogger(__name__)
-
 ASKED: Final = "asked"
 KNOWN: Final = "known"
+RETRY_AFTER_S: Final = 1.0
 
 Embeddings = NDArray[np.float32]
 """[requests, numbers], each of unit length."""
@@ -133,8 +134,16 @@ class Users:
         time when it does not answer.
     """
 
-    def __init__(self, ask: Callable[[bytes], bytes], seal: Seal, max_users: int = 0) -> None:
+    def __init__(
+        self,
+        ask: Callable[[bytes], bytes],
+        seal: Seal,
+        max_users: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._ask = ask
+        self._clock = clock
+        self._silent_until = -math.inf
         self._seal = seal
         self._max_users = max_users
         self._remembered: OrderedDict[str, Standing] = OrderedDict()
@@ -163,7 +172,16 @@ class Users:
         self._send(Bundle("", {"callers": rows}, embeddings.astype(np.float32).tobytes()))
 
     def _send(self, bundle: Bundle) -> Any:
-        return self._seal.open(KNOWN, self._ask(self._seal.close(ASKED, bundle)))
+        """Triton takes a second to say that a model's process is gone, so not every request waits
+        for that."""
+        if self._clock() < self._silent_until:
+            raise StateUnavailable("guard_extraction did not answer a moment ago")
+        try:
+            answer = self._ask(self._seal.close(ASKED, bundle))
+        except StateUnavailable:
+            self._silent_until = self._clock() + RETRY_AFTER_S
+            raise
+        return self._seal.open(KNOWN, answer)
 
 
 def at_start(policy: Policy) -> str:
