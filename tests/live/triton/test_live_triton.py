@@ -411,6 +411,7 @@ def test_the_sync_http_client_is_served(triton: Any) -> None:
     asked = tensors(httpclient, text_input=PLAIN)
     read = client.infer("guard_input", asked, headers=triton.headers)
     assert read.as_numpy("prompt").size == 1
+    client.close()
 
 
 # -- what operators see ------------------------------------------------------------------------

@@ -173,7 +173,8 @@ def test_what_was_sealed_for_one_request_serves_one(echo: Any) -> None:
 
 
 def test_the_server_ends_cleanly(echo: Any) -> None:
-    """The last test of this server."""
+    """The last test of this server. Triton waits for clients that keep their connection."""
     assert echo.ask(BLS, PLAIN).json()["text_output"]
+    echo.http.close()
     echo.server.process.terminate()
     assert echo.server.process.wait(timeout=120) == 0
