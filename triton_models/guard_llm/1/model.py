@@ -14,7 +14,7 @@ from vauban.errors import MalformedRequest, RequestError
 from vauban.hosts.triton.bls import StepFailed, Threads, TritonCalls, Wire
 from vauban.hosts.triton.front import PROMPT
 from vauban.hosts.triton.output import ANSWER, Jobs
-from vauban.hosts.triton.seal import Seal, server_secret
+from vauban.hosts.triton.seal import Seal, SharedOnce, server_secret
 from vauban.hosts.triton.settings import texts_of
 from vauban.mark import Sealer
 
@@ -24,7 +24,7 @@ class TritonPythonModel:
         texts = texts_of(json.loads(args["model_config"]))
         self._embedded = texts.get("LLM_BACKEND", "python") == "python"
         secret = server_secret()
-        self._jobs = Jobs(Seal(secret), Sealer(secret))
+        self._jobs = Jobs(Seal(secret), Sealer(secret), SharedOnce(secret))
         self._threads = Threads("guard_llm")
         self._wire = Wire(pb_utils)
 

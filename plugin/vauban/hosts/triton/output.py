@@ -15,7 +15,7 @@ from vauban.errors import MalformedRequest
 from vauban.hosts.triton.encoder import ROUTE, VERDICT
 from vauban.hosts.triton.front import PROMPT, Terms
 from vauban.hosts.triton.requests import OUTPUTS
-from vauban.hosts.triton.seal import Bundle, Once, Seal
+from vauban.hosts.triton.seal import Bundle, Once, Seal, Tickets
 from vauban.mark import RESERVED_KEY, Mark, Order, Sealer, new_nonce
 from vauban.policy import Policy
 from vauban.telemetry import AuditLog
@@ -52,17 +52,19 @@ class Jobs:
     The engine half of vauban, which vLLM loads by itself, screens whatever reaches the engine
     without a mark; so a client that calls the LLM model itself is screened there. What comes
     from here has its verdict already, and the mark says so.
+
+    :param tickets: default: for a model of one process.
     """
 
-    def __init__(self, seal: Seal, sealer: Sealer) -> None:
+    def __init__(self, seal: Seal, sealer: Sealer, tickets: Tickets | None = None) -> None:
         self._seal = seal
         self._sealer = sealer
-        self._once = Once()
+        self._tickets = tickets or Once()
 
     def open(self, sealed: bytes) -> Job:
         """:raises MalformedRequest: not made by `guard_input`, too old, or used before."""
         bundle = self._seal.open(PROMPT, sealed)
-        self._once.take(bundle.ticket)
+        self._tickets.take(bundle.ticket)
         fields = bundle.fields
         sampling = dict(fields["sampling"])
         mark = Mark(Order.PASS, new_nonce(), "", Windows(()))
