@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -26,6 +27,8 @@ from vauban.hosts.triton.requests import OUTPUTS, read_parameters
 logger = logging.getLogger(__name__)
 
 LLM: Final = "llm"
+DONE_KEPT: Final = 512
+"""Calls of the LLM whose responses are kept a while; they are small."""
 EXTRACTION: Final = "guard_extraction"
 STEP_THREADS: Final = 128
 LLM_THREADS: Final = 256
@@ -95,6 +98,10 @@ class Threads:
     def __init__(self, name: str) -> None:
         self.steps = ThreadPoolExecutor(STEP_THREADS, f"{name}-steps")
         self.llm = ThreadPoolExecutor(LLM_THREADS, f"{name}-llm")
+        # The backend's own thread lets go of a call's responses some time after they came. If it
+        # were the last to do so, it would free Python objects without holding the interpreter's
+        # lock, and crash the process.
+        self.done: deque[Any] = deque(maxlen=DONE_KEPT)
 
 
 class TritonCalls:
