@@ -49,6 +49,8 @@ HEALTHCHECK --start-period=10m CMD ["python3", "-c", "import urllib.request as u
 ENTRYPOINT ["vauban", "triton", "serve", "--model-repository", "/models"]
 
 FROM ${PYTHON_IMAGE} AS cpu
+# Where the CPU build of torch comes from: its own index, or with `cpu` left out the usual one.
+ARG TORCH_BACKEND=cpu
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libnuma1 \
     && rm -rf /var/lib/apt/lists/*
@@ -57,7 +59,7 @@ COPY --from=wheel /wheels /wheels
 RUN python -m venv /opt/vauban \
     && pip install --no-cache-dir 'uv>=0.9,<1' \
     && uv pip install --no-cache --python /opt/vauban/bin/python --overrides /tmp/uv-overrides.txt \
-        --torch-backend=cpu "vauban[cpu] @ file://$(ls /wheels/*.whl)" \
+        ${TORCH_BACKEND:+--torch-backend=$TORCH_BACKEND} "vauban[cpu] @ file://$(ls /wheels/*.whl)" \
     && PATH="/opt/vauban/bin:$PATH" vauban triton install \
     && pip uninstall --yes uv && rm -rf /wheels /tmp/uv-overrides.txt "$HOME/.cache" \
     && useradd --system --create-home --uid 10001 vauban

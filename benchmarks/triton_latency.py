@@ -8,7 +8,7 @@ client, and how many requests shared an encoder pass.
 `llm` alone is measured with the engine's own screening of unmarked prompts switched off, else it
 would not be alone.
 
-python -m benchmarks.triton_latency [--quick]
+python -m benchmarks.triton_latency [--quick] [--repeats N] [--per-client N]
 """
 
 from __future__ import annotations
@@ -169,8 +169,11 @@ def _measures(
 def main(argv: list[str] | None = None) -> Result:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args(argv).quick
-    repeats, per_client = (1, 2) if quick else (5, 6)
+    parser.add_argument("--repeats", type=int, help="default: 5, quick 1")
+    parser.add_argument("--per-client", type=int, help="requests of each client; default: 6, 2")
+    given = parser.parse_args(argv)
+    repeats = given.repeats or (1 if given.quick else 5)
+    per_client = given.per_client or (2 if given.quick else 6)
     policy = Policy.model_validate(POLICY)
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         directory = Path(scratch)
@@ -192,7 +195,7 @@ def main(argv: list[str] | None = None) -> Result:
         POLICY, measures,
     )  # fmt: skip
     result.show(Console(width=130))
-    result.write(suffix="-quick" if quick else "")
+    result.write(suffix="-quick" if given.quick else "")
     return result
 
 

@@ -34,6 +34,7 @@ LEVELS = [
         "protocol",
         "scripted",
     ],
+    ["treatment"],
     ["hosts"],
     ["agents", "training", "redteam", "console"],
     ["commands"],

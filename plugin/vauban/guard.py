@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from vauban.access.standing import Standing
 from vauban.detectors import checkpoint
@@ -36,7 +36,9 @@ from vauban.types import (
 )
 
 if TYPE_CHECKING:
-    from vauban.access.ledger import Ledger
+    import numpy as np
+    from numpy.typing import NDArray
+
     from vauban.detectors.encoder import Encoded
     from vauban.detectors.extraction.detector import ExtractionDetector
 
@@ -167,7 +169,17 @@ class Guard:
             )
 
 
-def standing_of(ledger: Ledger, principal_id: str, policy: StatePolicy) -> Standing:
+class Standings(Protocol):
+    """Tells how callers are treated; see `access.ledger.Ledger`."""
+
+    def standing(self, principal_id: str) -> Standing:
+        """:raises StateUnavailable: it can't be known now."""
+
+    def remembered(self, principal_id: str) -> Standing:
+        """What was last known."""
+
+
+def standing_of(ledger: Standings, principal_id: str, policy: StatePolicy) -> Standing:
     """How a caller is treated; the fail-closed rule for a store that is lost.
 
     What was last known of the caller counts in any case: losing the store lifts no ban.
@@ -235,10 +247,20 @@ def encode_each(
     return [Reason.SCREEN_FAILED]
 
 
+class Seen(Protocol):
+    """What the extraction detector is told of a request; see `Encoded`."""
+
+    @property
+    def embedding(self) -> NDArray[np.float32] | None: ...
+
+    @property
+    def parts(self) -> NDArray[np.float32] | None: ...
+
+
 def watch_each(
     detector: ExtractionDetector,
     callers: Sequence[Caller | None],
-    outcomes: Sequence[Encoded | Reason],
+    outcomes: Sequence[Seen | Reason],
 ) -> list[Evidence | Reason | None]:
     """Tell the extraction detector of a batch; what is known of each caller then.
 

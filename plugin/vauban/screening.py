@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from vauban.detectors.windows import Windows
 from vauban.errors import ConfigError
-from vauban.guard import encode_each, watch_each
+from vauban.guard import Seen, encode_each, watch_each
 from vauban.policy_extraction import ExtractionPolicy
 from vauban.types import Caller, Evidence, Mode, Reason
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 Watch = Callable[
-    [Sequence[Caller | None], Sequence["Encoded | Reason"]], Sequence[Evidence | Reason | None]
+    [Sequence[Caller | None], Sequence[Seen | Reason]], Sequence[Evidence | Reason | None]
 ]
 
 SLICE_TOKENS = 65_536

@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
-from vauban.hosts.vllm.hardening import CONCEALED
+from vauban.protocol.hardening import CONCEALED
 from vauban.standin import prose
 
 pytestmark = pytest.mark.vllm

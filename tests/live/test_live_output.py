@@ -14,9 +14,9 @@ import anthropic
 import openai
 import pytest
 
-from vauban.hosts.vllm.owner import Owners
 from vauban.mark import Sealer
 from vauban.policy import OutputPolicy
+from vauban.protocol.owner import Owners
 from vauban.types import Principal, PrincipalKind
 
 pytestmark = pytest.mark.vllm

@@ -97,14 +97,18 @@ def open_store(policy: StatePolicy) -> Store:
     return ValkeyStore(policy, read_password(policy))
 
 
-def require_shared(policy: StatePolicy, *, api_servers: int, engines: int) -> None:
+def require_shared(
+    policy: StatePolicy, *, api_servers: int = 1, engines: int = 1, instances: int = 1
+) -> None:
     """Refuse state that each of several processes would keep for itself.
 
+    :param instances: of Triton's model that keeps it.
     :raises ConfigError: with what to do about it.
     """
-    if policy.store != MEMORY or max(api_servers, engines) <= 1:
+    counts = {"API servers": api_servers, "engines": engines, "instances of the model": instances}
+    what = next((f"{count} {name}" for name, count in counts.items() if count > 1), None)
+    if policy.store != MEMORY or what is None:
         return
-    what = f"{api_servers} API servers" if api_servers > 1 else f"{engines} engines"
     raise ConfigError(
         f"state.store is {MEMORY}, but there are {what}: each would know only a part of what a user"
         " does, and a ban on one would not hold on another. Set state.store to"

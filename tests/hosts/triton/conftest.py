@@ -13,7 +13,9 @@ from vauban.hosts.triton.callers import BIND_VARIABLE
 from vauban.hosts.triton.front import GuardInput
 from vauban.hosts.triton.seal import Seal
 from vauban.hosts.triton.served import ServedModel
+from vauban.mark import Sealer
 from vauban.policy import Policy
+from vauban.protocol.owner import Owners
 from vauban.standin import make_standin
 
 
@@ -32,9 +34,13 @@ def make_input(served: ServedModel, seal: Seal, monkeypatch: pytest.MonkeyPatch)
     """make_input(identity=..., injection={...}, ...) -> `guard_input` with this policy."""
     monkeypatch.setenv(BIND_VARIABLE, "127.0.0.1")
 
-    def make(who: Identity | None = None, **sections: dict[str, Any]) -> GuardInput:
+    def make(
+        who: Identity | None = None, users: Any = None, **sections: dict[str, Any]
+    ) -> GuardInput:
         sections = {"audit": {"log": "off"}, **sections}
-        return GuardInput(Policy.model_validate(sections), served, seal, "guarded_llm", who)
+        policy = Policy.model_validate(sections)
+        owners = Owners(Sealer(SECRET), policy.output)
+        return GuardInput(policy, served, seal, owners, "guarded_llm", who, users)
 
     return make
 

@@ -10,6 +10,7 @@ import asyncio
 import importlib.util
 import json
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -88,6 +89,12 @@ class Metric:
     observe = increment
 
 
+class Logger:
+    @staticmethod
+    def log_info(text: str) -> None:
+        """Triton writes it to its own log."""
+
+
 class MetricFamily:
     COUNTER, GAUGE, HISTOGRAM = range(3)
 
@@ -121,16 +128,17 @@ class Server:
         spec.loader.exec_module(module)
         model = module.TritonPythonModel()
         values = {key: {"string_value": value} for key, value in parameters.items()}
-        config = json.dumps({"parameters": values})
+        config = json.dumps({"parameters": values, "instance_group": [{"count": 1}]})
         place = str(self.repository / name)
-        model.initialize({"model_config": config, "model_repository": place})
+        model.initialize({"model_config": config, "model_repository": place, "model_name": name})
         self.models[name] = model
 
     async def infer(self, request: Any) -> list[InferenceResponse]:
         """All responses to a request."""
         model = self.models.get(request.model_name)
         if model is None:
-            return [InferenceResponse(error=TritonError("no such model"))]
+            return [_missing()]
+        self.loop, self.thread = asyncio.get_running_loop(), threading.current_thread()
         request.sender = Sender()
         answers = model.execute([request])
         if asyncio.iscoroutine(answers):
@@ -168,18 +176,34 @@ class Server:
             def get_response_sender(self) -> Sender:
                 return self.sender
 
-            async def async_exec(self, *, decoupled: bool = False) -> Any:
-                responses = await server.infer(self)
+            def exec(self, *, decoupled: bool = False) -> Any:
+                """Blocks, so it is called from other threads; a model that is not asynchronous may
+                also be called by another one that isn't."""
+                if threading.current_thread() is server.thread:
+                    model = server.models.get(self.model_name)
+                    return model.execute([self])[0] if model else _missing()
+                responses = asyncio.run_coroutine_threadsafe(server.infer(self), server.loop)
                 if not decoupled:
-                    return responses[0]
+                    return responses.result(60)[0]
                 # The real backend ends a stream with a response that is empty.
-                return _iterate([*responses, InferenceResponse()])
+                return _iterate([*responses.result(60), InferenceResponse()])
 
         module = ModuleType("triton_python_backend_utils")
-        for value in (Tensor, TritonError, InferenceResponse, InferenceRequest, MetricFamily):
+        for value in (
+            Tensor,
+            TritonError,
+            InferenceResponse,
+            InferenceRequest,
+            MetricFamily,
+            Logger,
+        ):
             setattr(module, value.__name__, value)
         module.TRITONSERVER_RESPONSE_COMPLETE_FINAL = TRITONSERVER_RESPONSE_COMPLETE_FINAL  # type: ignore[attr-defined]
         return module
+
+
+def _missing() -> InferenceResponse:
+    return InferenceResponse(error=TritonError("no such model"))
 
 
 def _iterate(responses: list[InferenceResponse]) -> Iterator[InferenceResponse]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 from triton_fakes import TRIGGER, Judged, MakeInput, completion
 
-from vauban.errors import MalformedRequest
+from vauban.errors import MalformedRequest, StateUnavailable
 from vauban.hosts.triton.answers import Blocked
 from vauban.hosts.triton.encoder import VERDICT
+from vauban.hosts.triton.extraction import Who
 from vauban.hosts.triton.seal import Seal
 from vauban.types import Reason
 
@@ -32,7 +32,6 @@ def test_verdicts_are_in_order_and_share_a_pass(
         assert isinstance(answer, bytes)
         verdict = seal.open(VERDICT, answer)
         assert verdict.fields == {"blocked": False, "reason": "clean", "score": 0.001}
-        assert np.linalg.norm(np.frombuffer(verdict.data, np.float32)) == pytest.approx(1)
     assert fake_encoder.batches == [3]
     assert [d.action for d in judged.decisions] == ["allow", "block", "allow"]
     assert {d.batch for d in judged.decisions} == {3}
@@ -93,8 +92,45 @@ def test_text_that_stayed_unread_blocks_without_a_pass(
 def test_switched_off_nothing_is_encoded(
     make_input: MakeInput, seal: Seal, fake_encoder: Any
 ) -> None:
-    judged = Judged(seal, fake_encoder.encode, injection={"mode": "off"})
+    off = {"injection": {"mode": "off"}, "extraction": {"mode": "off"}}
+    judged = Judged(seal, fake_encoder.encode, **off)
     (answer,) = judged.judge(windows(make_input, TRIGGER))
     assert isinstance(answer, bytes)
     assert seal.open(VERDICT, answer).fields["reason"] == "off"
     assert not fake_encoder.batches
+
+
+class Told:
+    """Stands where `guard_extraction` does."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.gone = False
+
+    def watch(self, callers: Sequence[Who], embeddings: Any) -> None:
+        if self.gone:
+            raise StateUnavailable("gone")
+        assert embeddings.shape[0] == len(callers)
+        self.batches.append([who.id for who in callers])
+
+
+@pytest.mark.parametrize("mode", ["enforce", "off"])
+def test_who_asked_is_told_once_for_each_batch(
+    make_input: MakeInput, seal: Seal, fake_encoder: Any, mode: str
+) -> None:
+    """Of what is blocked, too, and also where nobody looks for injections."""
+    told = Told()
+    judged = Judged(seal, fake_encoder.encode, told, injection={"mode": mode})
+    answers = judged.judge([*windows(make_input, "hello", f"a {TRIGGER}"), b"forged"])
+    assert told.batches == [["anon:local", "anon:local"]]
+    assert isinstance(answers[1], Blocked) is (mode == "enforce")
+
+
+def test_a_verdict_needs_nobody_who_is_told(
+    make_input: MakeInput, seal: Seal, fake_encoder: Any
+) -> None:
+    told = Told()
+    told.gone = True
+    judged = Judged(seal, fake_encoder.encode, told)
+    answers = judged.judge(windows(make_input, "hello", f"a {TRIGGER}"))
+    assert [isinstance(answer, Blocked) for answer in answers] == [False, True]

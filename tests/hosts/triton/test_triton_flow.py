@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 from triton_fakes import SECRET, TRIGGER, Judged, MakeInput, completion
 
@@ -30,7 +31,7 @@ class Models:
         self.parts = parts
         self.jobs: list[Job] = []
         self.asked = asyncio.Event()
-        self.closed = 0
+        self.closed = self.said = 0
         self.go = asyncio.Event()
         self.go.set()
 
@@ -49,7 +50,8 @@ class Models:
         try:
             for number in range(self.parts):
                 await self.go.wait()
-                yield {"text_output": [f"t{number}"]}
+                self.said += 1
+                yield {"text_output": [f"t{number} "]}
         finally:
             self.closed += 1
 
@@ -79,9 +81,20 @@ async def test_an_allowed_request_is_streamed(
     make_input: MakeInput, seal: Seal, judged: Judged
 ) -> None:
     models, client = Models(make_input, judged), Client()
-    await flow(seal).serve(models, completion("hello "), client.send, client.left)
-    assert client.got == ["hello t0", "t1", "t2"]
+    asked = completion("hello ") | {"stream": np.array([True])}
+    await flow(seal).serve(models, asked, client.send, client.left)
+    assert "".join(client.got) == "t0 t1 t2 "
+    assert len(client.got) > 1
     assert models.closed == 1
+
+
+async def test_what_is_not_streamed_is_one_response(
+    make_input: MakeInput, seal: Seal, judged: Judged
+) -> None:
+    """Triton's generate endpoint and its OpenAI frontend take no more."""
+    models, client = Models(make_input, judged), Client()
+    await flow(seal).serve(models, completion("hello "), client.send, client.left)
+    assert client.got == ["hello t0 t1 t2 "]
 
 
 async def test_a_blocked_request_never_reaches_the_llm(
@@ -92,6 +105,15 @@ async def test_a_blocked_request_never_reaches_the_llm(
         await flow(seal).serve(models, completion(TRIGGER), client.send, client.left)
     assert not models.jobs
     assert not client.got
+
+
+async def test_a_stop_ends_the_llms_work(make_input: MakeInput, seal: Seal, judged: Judged) -> None:
+    models, client = Models(make_input, judged, parts=1000), Client()
+    stopping = flow(seal, output={"canaries": ["t7t8t9t10t11"]}, audit={"log": "off"})
+    await stopping.serve(models, completion("hello "), client.send, client.left)
+    assert "".join(client.got) == "hello t0 t1 t2 t3 t4 t5 t6 "
+    assert models.closed == 1
+    assert models.said < 20
 
 
 async def test_a_refusal_is_an_answer_without_the_llm(

@@ -73,7 +73,7 @@ def test_a_key_is_taken_from_a_header(
     guard_input = make_input(identity={"keys_file": keys_file})
     value = f"Bearer {key}" if name == "authorization" else key
     _, windows = opened(seal, guard_input, completion("hi"), json.dumps({name: value}))
-    assert windows.fields["principal"].startswith("key:")
+    assert windows.fields["caller"]["id"].startswith("key:")
 
 
 def test_without_a_key_nobody_is_served(make_input: MakeInput, keys_file: Path) -> None:
@@ -101,7 +101,7 @@ def test_on_a_trusted_network_the_gateways_name_counts(
     named = {**completion("hi"), "principal": bytes_tensor("ann")}
     for values, parameters in ((named, ""), (completion("hi"), '{"X-Vauban-Principal": "ann"}')):
         _, windows = opened(seal, guard_input, values, parameters)
-        assert windows.fields["principal"] == "gateway:ann"
+        assert windows.fields["caller"]["id"] == "gateway:ann"
     for values, parameters in (
         (completion("hi"), ""),
         (named, '{"x-vauban-principal": "bob"}'),

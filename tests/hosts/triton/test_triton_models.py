@@ -37,7 +37,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv(SECRET_VARIABLE, SECRET.hex())
     monkeypatch.setenv(BIND_VARIABLE, "127.0.0.1")
 
@@ -77,12 +78,13 @@ def flags(**values: bool) -> dict[str, Any]:
 
 async def test_a_stream_through_the_branching_model(server: Server) -> None:
     responses = await ask(server, "guarded_llm_bls", completion(PLAIN) | flags(stream=True))
-    assert texts(responses) == ["w0 ", "w1 ", "w2 "]
+    assert "".join(texts(responses)) == "w0 w1 w2 "
+    assert len(responses) >= 3
 
 
 async def test_a_whole_answer_repeats_its_input(server: Server) -> None:
     responses = await ask(server, "guarded_llm_bls", completion(PLAIN))
-    assert texts(responses) == [f"{PLAIN}w0 w1 w2 "]
+    assert "".join(texts(responses)) == f"{PLAIN}w0 w1 w2 "
 
 
 async def test_a_block_is_an_error_with_its_reason(server: Server) -> None:
@@ -114,7 +116,7 @@ async def test_the_ensemble_refuses_to_stream(server: Server) -> None:
     assert "guarded_llm_bls streams" in response.error().message()
 
 
-@pytest.mark.parametrize("missing", ["guard_encoder", "guard_input", "llm"])
+@pytest.mark.parametrize("missing", ["guard_encoder", "guard_extraction", "guard_input", "llm"])
 async def test_a_step_that_is_gone_is_an_error(server: Server, missing: str) -> None:
     del server.models[missing]
     responses = await ask(server, "guarded_llm_bls", completion(PLAIN))
@@ -143,14 +145,26 @@ def test_without_the_servers_secret_no_step_loads(
     repository: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(SECRET_VARIABLE, raising=False)
-    for name in ("guard_input", "guard_encoder", "guard_llm", "guard_output", "guarded_llm_bls"):
+    guarded = ("guard_extraction", "guard_llm", "guard_output", "guarded_llm_bls")
+    for name in ("guard_input", "guard_encoder", *guarded):
         with pytest.raises(ConfigError, match=SECRET_VARIABLE):
             Server(repository).load(name, {"MODEL": str(model), "MAX_MODEL_LEN": "9"})
+
+
+async def test_who_is_banned_is_refused_by_its_first_step(server: Server) -> None:
+    model = server.models["guard_extraction"]
+    model._users._treatment.ledger.ban("anon:local", by="key:ops", reason="a test")
+    (response,) = await ask(server, "guarded_llm_bls", completion(PLAIN))
+    assert response.error().message().startswith("[banned]")
+    model._users._treatment.ledger.unban("anon:local", by="key:ops", reason="a test")
+    assert texts(await ask(server, "guarded_llm_bls", completion(PLAIN)))
 
 
 async def test_metrics_count_verdicts(server: Server) -> None:
     await ask(server, "guarded_llm_bls", completion(INJECTION))
     metrics = server.models["guard_encoder"]._judge._observe.__self__
     labels = json.dumps({"action": "block", "reason": "prompt_injection"})
-    assert metrics._requests.metrics[labels].values == [1]
+    assert metrics._requests._family.metrics[labels].values == [1]
     assert len(metrics._score.values) == 1
+    learned = server.models["guard_extraction"]._users._on_evidence.__self__
+    assert len(learned._score.values) == 1

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from vauban.errors import ConfigError
-from vauban.hosts.triton.render import ENSEMBLE, NOT_HERE, STEPS, LlmBackend, Models, render, source
+from vauban.hosts.triton.render import ENSEMBLE, STEPS, LlmBackend, Models, render, source
 from vauban.hosts.triton.settings import parameters_of, policy_of
 from vauban.policy import Policy
 
@@ -32,8 +34,7 @@ def test_what_is_checked_in_is_what_is_rendered(tmp_path: Path) -> None:
 def test_every_policy_field_stands_in_some_model(tmp_path: Path) -> None:
     render(tmp_path, Policy(), Models())
     found = {name for config in configs(tmp_path).values() for name in config.parameters}
-    meant = {n for n in parameters_of(Policy()) if n.partition(".")[0] not in NOT_HERE}
-    assert {name for name in found if not name.isupper()} == meant
+    assert {name for name in found if not name.isupper()} == set(parameters_of(Policy()))
 
 
 def test_what_is_rendered_reads_back(tmp_path: Path) -> None:
@@ -79,6 +80,27 @@ def test_a_repository_for_tritons_vllm_backend(tmp_path: Path) -> None:
     assert not (tmp_path / "llm" / "1" / "model.py").exists()
     assert '"org/model"' in (tmp_path / "llm" / "1" / "model.json").read_text()
     assert found["guard_llm"].parameters["LLM_BACKEND"].string_value == "vllm"
+
+
+@pytest.mark.parametrize(
+    ("sections", "written"),
+    [
+        ({}, "screen"),
+        ({"identity": {"keys_file": "/k.json"}}, "veto"),
+        ({"identity": {"trusted_network": True}}, "veto"),
+        ({"identity": {"keys_file": "/k.json"}, "injection": {"unmarked": "screen"}}, "screen"),
+    ],
+)
+def test_where_a_key_is_needed_the_llm_is_shut_to_who_calls_it_alone(
+    tmp_path: Path, sections: Any, written: str
+) -> None:
+    policy = Policy.model_validate(sections)
+    render(tmp_path, policy, Models())
+    assert configs(tmp_path)["llm"].parameters["injection.unmarked"].string_value == written
+    render(tmp_path, policy, Models("m", 0, LlmBackend.VLLM))
+    arguments = json.loads((tmp_path / "llm" / "1" / "model.json").read_text())
+    assert arguments["additional_config"]["vauban"]["injection"]["unmarked"] == written
+    assert arguments["additional_config"]["vauban"]["extraction"] == {"mode": "off"}
 
 
 def test_rendering_again_keeps_the_operators_files(tmp_path: Path) -> None:

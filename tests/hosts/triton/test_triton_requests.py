@@ -79,6 +79,7 @@ def test_the_input_is_repeated_as_the_vllm_backend_does(
         {"text_input": text("a"), "sampling_parameters": text('{"a":')},
         {"text_input": text("a"), "sampling_parameters": text('{"extra_args": 3}')},
         {"text_input": text("a"), "stream": flag(True), "exclude_input_in_output": flag(False)},
+        {"text_input": text("a"), "stream": flag(True), "sampling_parameters": text('{"n": 2}')},
         {"messages": text('[{"role":"user"}]'), "exclude_input_in_output": flag(False)},
     ],
 )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vauban.errors import ConfigError, MalformedRequest
 from vauban.hosts.triton import seal as seal_module
-from vauban.hosts.triton.seal import VALID_S, Bundle, Once, Seal, server_secret
+from vauban.hosts.triton.seal import VALID_S, Bundle, Once, Seal, SharedOnce, server_secret
 
 SECRET = bytes(range(32))
 
@@ -76,3 +79,25 @@ def test_without_a_secret_nothing_starts(value: str | None) -> None:
     environ = {} if value is None else {"VAUBAN_SECRET": value}
     with pytest.raises(ConfigError, match="VAUBAN_SECRET"):
         server_secret(environ)
+
+
+def test_a_ticket_is_taken_once_by_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton runs several instances of `guard_llm`, each in a process of its own."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    now = [time.time()]
+    one, other = (SharedOnce(SECRET, lambda: now[0]) for _ in range(2))
+    one.take("a")
+    other.take("b")
+    for once, ticket in ((one, "a"), (one, "b"), (other, "a")):
+        with pytest.raises(MalformedRequest, match="taken already"):
+            once.take(ticket)
+    SharedOnce(b"another secret of a server").take("a")
+    now[0] += VALID_S + 2
+    one.take("c")
+    (mine,) = (place for place in tmp_path.iterdir() if (place / "c").exists())
+    assert {file.name for file in mine.iterdir()} == {"c"}
+    mine.chmod(0o755)
+    with pytest.raises(ConfigError, match="0700"):
+        SharedOnce(SECRET)

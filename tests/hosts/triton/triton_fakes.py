@@ -45,10 +45,10 @@ def chat(*messages: tuple[str, str]) -> dict[str, Any]:
 class Judged:
     """`guard_encoder` and what it observed."""
 
-    def __init__(self, seal: Seal, encode: Any, **sections: Any) -> None:
+    def __init__(self, seal: Seal, encode: Any, users: Any = None, **sections: Any) -> None:
         injection = THRESHOLDS | sections.pop("injection", {})
         policy = Policy.model_validate(
             {"audit": {"log": "off"}, "injection": injection, **sections}
         )
         self.decisions: list[Decision] = []
-        self.judge = GuardEncoder(policy, encode, seal, self.decisions.append)
+        self.judge = GuardEncoder(policy, encode, seal, self.decisions.append, users)

@@ -21,10 +21,10 @@ from vauban.guard import Guard, encode_each
 from vauban.hosts.vllm.channel import Report, ReportReceiver, ReportSender
 from vauban.hosts.vllm.front import Front
 from vauban.hosts.vllm.middleware import GuardMiddleware
-from vauban.hosts.vllm.owner import Owners
 from vauban.hosts.vllm.stored import ResponseIds
 from vauban.mark import RESERVED_KEY, Sealer
 from vauban.protocol.framing import Framer
+from vauban.protocol.owner import Owners
 from vauban.screening import ScreenQueue
 from vauban.telemetry import Metrics
 from vauban.text.sandwich import Sandwich

@@ -786,9 +786,12 @@ async def test_a_canary_stops_the_engine(make_server: MakeServer) -> None:
         assert server.front.in_flight == 0
 
 
-async def test_the_operators_words_do_not_leave(make_server: MakeServer) -> None:
+@pytest.mark.parametrize("canary", ["identity", "off"])
+async def test_the_operators_words_do_not_leave(make_server: MakeServer, canary: str) -> None:
     server = make_server(
-        framed=True, sandwich={"instruction": INSTRUCTION}, output={"prompt_words": 10}
+        framed=True,
+        sandwich={"instruction": INSTRUCTION},
+        output={"prompt_words": 10, "place_canary": canary},
     )
     answer = {"choices": [{"index": 0, "message": {"content": f"I heard: {INSTRUCTION} Yes."}}]}
     server.engine.answered = json.dumps(answer).encode()

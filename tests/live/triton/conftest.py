@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from triton_canary import CANARY
 
 from vauban.access.keyfile import add_key
 from vauban.commands.local_server import LocalServer, free_port, running
@@ -31,6 +32,14 @@ from vauban.types import RateLimit
 ADMIN = "the-operators-own"
 ANSWER_S = 120
 ECHO = Path(__file__).with_name("echo_llm.py")
+
+
+def new_key(keys: Path, name: str, *, service: bool = False) -> str:
+    key, _ = add_key(
+        keys, name, ["*"], created=datetime.now(UTC), expires=None, limit=RateLimit(),
+        service=service,
+    )  # fmt: skip
+    return key.text
 
 
 class Triton:
@@ -67,6 +76,10 @@ class Triton:
             model, text_input=text, sampling_parameters=json.dumps(sampling),
             exclude_input_in_output=True,
         )  # fmt: skip
+
+    def person(self, name: str) -> str:
+        """A key of its own for somebody, which the server knows within a second."""
+        return new_key(self.repository.parent / "keys.json", name)
 
     def admin(self, call: str) -> httpx.Response:
         return self.http.post(
@@ -116,10 +129,14 @@ def start_triton(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Start
     def run(*, echo: bool = False, wait: bool = True, **sections: Any) -> Iterator[Triton]:
         place = tmp_path_factory.mktemp("triton")
         keys = place / "keys.json"
-        key, _ = add_key(
-            keys, "tests", ["*"], created=datetime.now(UTC), expires=None, limit=RateLimit()
-        )
+        # What tests ask resembles no person's questions.
+        key = new_key(keys, "tests", service=True)
         sections.setdefault("identity", {"keys_file": str(keys)})
+        sections.setdefault("injection", {"unmarked": "screen"})
+        sections.setdefault("state", {"store": f"sqlite:///{place / 'state.db'}"})
+        sections.setdefault(
+            "response", {"service_ceiling": "flagged", "slow_requests_per_min": 100_000}
+        )
         policy = Policy.model_validate(sections)
         repository = place / "models"
         render(repository, policy, Models(str(model), MAX_MODEL_LEN))
@@ -132,7 +149,7 @@ def start_triton(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Start
             find_server(), repository, policy, address="127.0.0.1", ports=ports, environ=environ
         )
         with running(command, given, ports.http, place / "server.log") as server:
-            triton = Triton(server, ports, key.text, repository)
+            triton = Triton(server, ports, key, repository)
             if wait:
                 server.wait_ready(lambda _: triton.ready())
             yield triton
@@ -144,7 +161,10 @@ def start_triton(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Start
 @pytest.fixture(scope="session")
 def triton(start_triton: Start) -> Iterator[Triton]:
     """The one server that most tests share."""
-    with start_triton() as server:
+    # Much stricter than it ships, so that a thief is banned after a hundred queries.
+    extraction = dict.fromkeys(("flag_at", "slow_at", "degrade_at", "ban_at"), 0.34)
+    extraction["step_queries"] = 16
+    with start_triton(output={"canaries": [CANARY]}, extraction=extraction) as server:
         yield server
 
 

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import tritonclient.grpc as grpcclient
 from test_live_triton import BLS, BOTH, ENSEMBLE, INJECTION, PLAIN, Stream, tensors
+from triton_canary import ECHO_CANARY
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def echo(start_triton: Any) -> Iterator[Any]:
-    with start_triton(echo=True) as server:
+    with start_triton(echo=True, output={"canaries": [ECHO_CANARY]}) as server:
         yield server
 
 
@@ -50,6 +51,18 @@ def test_a_client_that_leaves_frees_the_llm(echo: Any, leaves: str) -> None:
     stream.client.stop_stream(cancel_requests=True)
     assert until(lambda: len(said(echo)) > before)
     assert "cancelled" in said(echo)[-1]
+
+
+def test_a_stop_frees_the_llm(echo: Any) -> None:
+    """Of 50 words a detector lets 4 out, and the LLM does not say the rest."""
+    before = len(said(echo))
+    stream = Stream(echo, BLS)
+    stream.send(text_input=f"{PLAIN} hold 2", stream=True)
+    assert "".join(stream.parts()) == "w0 w1 w2 w3 "
+    stream.client.stop_stream()
+    assert until(lambda: len(said(echo)) > before)
+    assert "cancelled" in said(echo)[-1]
+    assert int(said(echo)[-1].split()[0]) < 30
 
 
 def test_a_blocked_request_is_no_work_for_the_llm_of_the_branching_model(echo: Any) -> None:
@@ -86,7 +99,7 @@ def test_unloading_under_load_gives_answers_or_errors(echo: Any, name: str) -> N
     assert echo.ask(name, INJECTION).status_code == 400
 
 
-@pytest.mark.parametrize("killed", ["guard_encoder", "guard_input"])
+@pytest.mark.parametrize("killed", ["guard_encoder", "guard_extraction", "guard_input"])
 @BOTH
 def test_a_killed_step_is_an_error_and_never_a_pass(echo: Any, name: str, killed: str) -> None:
     texts = [INJECTION, PLAIN] * 30
@@ -160,7 +173,8 @@ def test_what_was_sealed_for_one_request_serves_one(echo: Any) -> None:
 
 
 def test_the_server_ends_cleanly(echo: Any) -> None:
-    """The last test of this server."""
+    """The last test of this server. Triton waits for clients that keep their connection."""
     assert echo.ask(BLS, PLAIN).json()["text_output"]
+    echo.http.close()
     echo.server.process.terminate()
     assert echo.server.process.wait(timeout=120) == 0

@@ -11,8 +11,9 @@ import triton_python_backend_utils as pb_utils
 from vauban.detectors.encoder import Encoder
 from vauban.detectors.onnx import GraphElsewhere
 from vauban.errors import RequestError
-from vauban.hosts.triton.bls import GraphModel, Wire
+from vauban.hosts.triton.bls import GraphModel, UsersModel, Wire
 from vauban.hosts.triton.encoder import VERDICT, GuardEncoder
+from vauban.hosts.triton.extraction import Users
 from vauban.hosts.triton.front import WINDOWS
 from vauban.hosts.triton.metrics import TritonMetrics
 from vauban.hosts.triton.seal import Seal, server_secret
@@ -31,7 +32,9 @@ class TritonPythonModel:
             elsewhere = GraphElsewhere(policy.encoder, GraphModel(pb_utils, graph))
         encoder = Encoder.load(policy.encoder, device, elsewhere)
         metrics = TritonMetrics(pb_utils)
-        self._judge = GuardEncoder(policy, encoder.encode, Seal(server_secret()), metrics.observe)
+        seal = Seal(server_secret())
+        users = Users(UsersModel(pb_utils), seal)
+        self._judge = GuardEncoder(policy, encoder.encode, seal, metrics.observe, users)
         self._wire = Wire(pb_utils)
 
     def execute(self, requests):

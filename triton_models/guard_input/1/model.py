@@ -6,12 +6,15 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 
 from vauban.errors import ConfigError, RequestError
-from vauban.hosts.triton.bls import Wire
+from vauban.hosts.triton.bls import UsersModel, Wire
+from vauban.hosts.triton.extraction import Users
 from vauban.hosts.triton.front import PROMPT, WINDOWS, GuardInput
 from vauban.hosts.triton.render import ENSEMBLE
 from vauban.hosts.triton.seal import Seal, server_secret
 from vauban.hosts.triton.served import ServedModel
 from vauban.hosts.triton.settings import policy_of, texts_of
+from vauban.mark import Sealer
+from vauban.protocol.owner import Owners
 
 
 class TritonPythonModel:
@@ -21,7 +24,11 @@ class TritonPythonModel:
         if not texts.get("MODEL"):
             raise ConfigError("MODEL must name the served model's directory")
         served = ServedModel(Path(texts["MODEL"]), int(texts.get("MAX_MODEL_LEN") or 0))
-        self._read = GuardInput(policy, served, Seal(server_secret()), ENSEMBLE)
+        secret = server_secret()
+        seal = Seal(secret)
+        owners = Owners(Sealer(secret), policy.output)
+        users = Users(UsersModel(pb_utils), seal, policy.state.max_users)
+        self._read = GuardInput(policy, served, seal, owners, ENSEMBLE, users=users)
         self._wire = Wire(pb_utils)
 
     def execute(self, requests):

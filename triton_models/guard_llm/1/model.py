@@ -7,19 +7,16 @@ batch run side by side, and an instance takes its next batch when all of them ar
 
 import asyncio
 import json
-from concurrent.futures import ThreadPoolExecutor
 
 import triton_python_backend_utils as pb_utils
 
 from vauban.errors import MalformedRequest, RequestError
-from vauban.hosts.triton.bls import StepFailed, TritonCalls, Wire
+from vauban.hosts.triton.bls import StepFailed, Threads, TritonCalls, Wire
 from vauban.hosts.triton.front import PROMPT
 from vauban.hosts.triton.output import ANSWER, Jobs
-from vauban.hosts.triton.seal import Seal, server_secret
+from vauban.hosts.triton.seal import Seal, SharedOnce, server_secret
 from vauban.hosts.triton.settings import texts_of
 from vauban.mark import Sealer
-
-MAX_THREADS = 256
 
 
 class TritonPythonModel:
@@ -27,8 +24,8 @@ class TritonPythonModel:
         texts = texts_of(json.loads(args["model_config"]))
         self._embedded = texts.get("LLM_BACKEND", "python") == "python"
         secret = server_secret()
-        self._jobs = Jobs(Seal(secret), Sealer(secret))
-        self._pool = ThreadPoolExecutor(MAX_THREADS, "guard_llm")
+        self._jobs = Jobs(Seal(secret), Sealer(secret), SharedOnce(secret))
+        self._threads = Threads("guard_llm")
         self._wire = Wire(pb_utils)
 
     async def execute(self, requests):
@@ -48,7 +45,7 @@ class TritonPythonModel:
         job = self._jobs.open(sealed)
         if job.stream:
             raise MalformedRequest("guarded_llm answers whole; guarded_llm_bls streams")
-        calls = TritonCalls(pb_utils, None, self._pool, embedded=self._embedded)
+        calls = TritonCalls(pb_utils, None, self._threads, embedded=self._embedded)
         whole = {}
         async for part in calls.stream(job):
             whole.update(part)

@@ -1,4 +1,4 @@
-"""guard_output: lets an answer out once its verdict is in."""
+"""guard_output: lets an answer out once its verdict is in, without what must not leave."""
 
 import json
 
@@ -7,6 +7,7 @@ import triton_python_backend_utils as pb_utils
 from vauban.errors import RequestError
 from vauban.hosts.triton.bls import Wire
 from vauban.hosts.triton.encoder import VERDICT
+from vauban.hosts.triton.metrics import OutputMetrics
 from vauban.hosts.triton.output import ANSWER, GuardOutput
 from vauban.hosts.triton.seal import Seal, server_secret
 from vauban.hosts.triton.settings import policy_of
@@ -15,7 +16,8 @@ from vauban.hosts.triton.settings import policy_of
 class TritonPythonModel:
     def initialize(self, args):
         policy = policy_of(json.loads(args["model_config"]))
-        self._output = GuardOutput(policy.answer, Seal(server_secret()))
+        metrics = OutputMetrics(pb_utils, args["model_name"])
+        self._output = GuardOutput(policy, Seal(server_secret()), metrics.observe)
         self._wire = Wire(pb_utils)
 
     def execute(self, requests):
@@ -28,3 +30,5 @@ class TritonPythonModel:
             return self._wire.answer(self._output(verdict, answer))
         except RequestError as error:
             return self._wire.failure(error)
+        except Exception as error:  # noqa: BLE001 - its message may hold text
+            return self._wire.broken(error)

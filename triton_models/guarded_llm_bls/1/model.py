@@ -2,19 +2,17 @@
 
 import asyncio
 import json
-from concurrent.futures import ThreadPoolExecutor
 
 import triton_python_backend_utils as pb_utils
 
 from vauban.errors import RequestError
-from vauban.hosts.triton.bls import StepFailed, TritonCalls, Wire
+from vauban.hosts.triton.bls import StepFailed, Threads, TritonCalls, Wire
 from vauban.hosts.triton.flow import GuardedFlow
+from vauban.hosts.triton.metrics import OutputMetrics
 from vauban.hosts.triton.output import Jobs
 from vauban.hosts.triton.seal import Seal, server_secret
 from vauban.hosts.triton.settings import policy_of, texts_of
 from vauban.mark import Sealer
-
-MAX_THREADS = 256
 
 
 class TritonPythonModel:
@@ -23,8 +21,10 @@ class TritonPythonModel:
         self._embedded = texts_of(config).get("LLM_BACKEND", "python") == "python"
         secret = server_secret()
         seal = Seal(secret)
-        self._flow = GuardedFlow(policy_of(config), seal, Jobs(seal, Sealer(secret)))
-        self._pool = ThreadPoolExecutor(MAX_THREADS, "guarded_llm_bls")
+        metrics = OutputMetrics(pb_utils, args["model_name"])
+        jobs = Jobs(seal, Sealer(secret))
+        self._flow = GuardedFlow(policy_of(config), seal, jobs, metrics.observe)
+        self._threads = Threads("guarded_llm_bls")
         self._wire = Wire(pb_utils)
 
     async def execute(self, requests):
@@ -37,7 +37,9 @@ class TritonPythonModel:
             sender.send(self._wire.answer(answer))
 
         try:
-            calls = TritonCalls(pb_utils, request.parameters(), self._pool, embedded=self._embedded)
+            calls = TritonCalls(
+                pb_utils, request.parameters(), self._threads, embedded=self._embedded
+            )
             inputs = self._wire.values(request)
             await self._flow.serve(calls, inputs, send, sender.is_cancelled)
         except (RequestError, StepFailed) as error:

@@ -11,12 +11,11 @@ import os
 import threading
 import uuid
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from vauban.hosts.triton.bls import CANCEL, Wire
+from vauban.hosts.triton.bls import CANCEL, SALT, Wire
 from vauban.hosts.triton.requests import read_parameters
-from vauban.hosts.triton.settings import policy_of, texts_of
+from vauban.hosts.triton.settings import engine_fields, policy_of, texts_of
 
 
 class TritonPythonModel:
@@ -43,19 +42,21 @@ class TritonPythonModel:
             max_model_len=length or None,
             dtype="float32",
             enforce_eager=True,
-            additional_config={"vauban": policy_of(self._config).model_dump(mode="json")},
+            additional_config={"vauban": engine_fields(policy_of(self._config))},
         )
         return AsyncLLM.from_engine_args(arguments)
 
     def execute(self, requests):
         for request in requests:
             sender = request.get_response_sender()
-            if ended := read_parameters(request.parameters()).get(CANCEL):
+            parameters = read_parameters(request.parameters())
+            if ended := parameters.get(CANCEL):
                 self._loop.call_soon_threadsafe(self._cancel, ended)
                 self._wire.end(sender)
                 continue
             values = {k: v.reshape(-1)[0] for k, v in self._wire.values(request).items()}
-            self._run(self._serve(sender, values, request.request_id()))
+            work = self._serve(sender, values, parameters.get(SALT), request.request_id())
+            self._run(work)
 
     def finalize(self):
         self._loop.call_soon_threadsafe(self._engine.shutdown)
@@ -67,10 +68,10 @@ class TritonPythonModel:
         if task := self._running.get(name):
             task.cancel()
 
-    async def _serve(self, sender, values, name):
+    async def _serve(self, sender, values, salt, name):
         self._running[name] = asyncio.current_task()
         try:
-            await self._generate(sender, values)
+            await self._generate(sender, values, salt)
         except asyncio.CancelledError:
             self._wire.end(sender)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing may wait for ever
@@ -89,7 +90,7 @@ class TritonPythonModel:
         found = pb_utils.TritonError(f"{type(error).__name__}: {error}", kind)
         self._wire.end(sender, pb_utils.InferenceResponse(error=found))
 
-    async def _generate(self, sender, values):
+    async def _generate(self, sender, values, salt):
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -101,7 +102,8 @@ class TritonPythonModel:
         params.output_kind = RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
         prompt = values["text_input"].decode()
         before = "" if stream or values.get("exclude_input_in_output", False) else prompt
-        async for output in self._engine.generate(prompt, params, str(uuid.uuid4())):
+        given = {"prompt": prompt, "cache_salt": salt} if salt else {"prompt": prompt}
+        async for output in self._engine.generate(given, params, str(uuid.uuid4())):
             if sender.is_cancelled():
                 return
             sender.send(self._wire.answer(self._answer(output, values, before)))
@@ -112,7 +114,7 @@ class TritonPythonModel:
         if values.get("return_finish_reason", False):
             found["finish_reason"] = [str(one.finish_reason) for one in output.outputs]
         if values.get("return_num_input_tokens", False):
-            found["num_input_tokens"] = np.array([len(output.prompt_token_ids)], np.int32)
+            found["num_input_tokens"] = [len(output.prompt_token_ids)]
         if values.get("return_num_output_tokens", False):
             found["num_output_tokens"] = [len(one.token_ids) for one in output.outputs]
         return found

@@ -8,15 +8,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Mapping
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
-from vauban.errors import RequestError, ScreeningFailed, VaubanError
+from vauban.errors import RequestError, ScreeningFailed, StateUnavailable, VaubanError
 from vauban.hosts.triton.answers import error_of
 from vauban.hosts.triton.callers import HEADERS
+from vauban.hosts.triton.extraction import ASKED, KNOWN
 from vauban.hosts.triton.output import Answer, Job
 from vauban.hosts.triton.render import GRAPH_INPUT, GRAPH_OUTPUTS, STEPS
 from vauban.hosts.triton.requests import OUTPUTS, read_parameters
@@ -24,8 +27,16 @@ from vauban.hosts.triton.requests import OUTPUTS, read_parameters
 logger = logging.getLogger(__name__)
 
 LLM: Final = "llm"
+DONE_KEPT: Final = 512
+"""Calls of the LLM whose responses are kept a while; they are small."""
+EXTRACTION: Final = "guard_extraction"
+STEP_THREADS: Final = 128
+LLM_THREADS: Final = 256
+"""Requests of one model that the LLM works on at once; others wait for one of them to end."""
 CANCEL: Final = "vauban_cancel"
 """Request parameter of the embedded `llm`: ends the request with this id."""
+SALT: Final = "vauban_cache_salt"
+"""Another one: the salt for the prefix cache."""
 
 
 class StepFailed(VaubanError):
@@ -76,23 +87,39 @@ class Wire:
             sender.send(response, flags=final)
 
 
+class Threads:
+    """Wait for other models. What waits for the LLM has threads of its own: the guard's steps, and
+    what cancels the LLM's work, must not wait for them.
+
+    Triton's own `async_exec` has one thread per core and four more for all of it, and gives
+    nothing back before the first response.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.steps = ThreadPoolExecutor(STEP_THREADS, f"{name}-steps")
+        self.llm = ThreadPoolExecutor(LLM_THREADS, f"{name}-llm")
+        # The backend's own thread lets go of a call's responses some time after they came. If it
+        # were the last to do so, it would free Python objects without holding the interpreter's
+        # lock, and crash the process.
+        self.done: deque[Any] = deque(maxlen=DONE_KEPT)
+
+
 class TritonCalls:
     """Calls other models for one request. See `flow.Calls`.
 
     :param parameters: the request's parameters, JSON; those that say who asks are given on.
-    :param pool: waits for the LLM's responses; one thread per request that streams.
     :param embedded: `llm` is vauban's own, which understands `CANCEL`.
     :raises MalformedRequest: a parameter is given twice.
     """
 
     def __init__(
-        self, utils: Any, parameters: str | None, pool: ThreadPoolExecutor, *, embedded: bool
+        self, utils: Any, parameters: str | None, threads: Threads, *, embedded: bool
     ) -> None:
         self._utils = utils
         self._wire = Wire(utils)
         found = read_parameters(parameters)
         self._parameters = {name: found[name] for name in HEADERS if name in found}
-        self._pool = pool
+        self._threads = threads
         self._embedded = embedded
 
     async def ask(self, model: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +131,7 @@ class TritonCalls:
             inputs=self._wire.tensors(inputs, (1, 1) if step.batched else (1,)),
             parameters=self._parameters if model == "guard_input" else {},
         )
-        response = await request.async_exec()
+        response = await _wait(self._threads.steps, request.exec)
         if response.has_error():
             raise StepFailed(response.error())
         return {t.name(): t.as_numpy().reshape(-1)[0] for t in response.output_tensors()}
@@ -118,13 +145,16 @@ class TritonCalls:
             requested_output_names=wanted,
             inputs=self._wire.tensors(job.inputs, (1,)),
             request_id=name,
+            parameters={SALT: job.salt} if job.salt and self._embedded else {},
         )
-        responses = iter(await request.async_exec(decoupled=True))
-        loop = asyncio.get_running_loop()
+        responses: Any = None
         ended = False
         try:
+            # Comes with the first response, so the client may leave here already.
+            found = await _wait(self._threads.llm, partial(request.exec, decoupled=True))
+            responses = iter(found)
             while (
-                one := await loop.run_in_executor(self._pool, next, responses, None)
+                one := await _wait(self._threads.llm, partial(next, responses, None))
             ) is not None:
                 if one.has_error():
                     raise StepFailed(one.error())
@@ -146,7 +176,11 @@ class TritonCalls:
                 inputs=self._wire.tensors({"text_input": ""}, (1,)),
                 parameters={CANCEL: name},
             )
-            list(await request.async_exec(decoupled=True))
+            list(await _wait(self._threads.steps, partial(request.exec, decoupled=True)))
+
+
+async def _wait(pool: ThreadPoolExecutor, work: Callable[[], Any]) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
 class GraphModel:
@@ -171,6 +205,27 @@ class GraphModel:
         return scores, embeddings
 
 
+class UsersModel:
+    """`guard_extraction`, for a model that is not asynchronous. See `extraction.Users`."""
+
+    def __init__(self, utils: Any) -> None:
+        self._utils = utils
+        self._wire = Wire(utils)
+
+    def __call__(self, asked: bytes) -> bytes:
+        """:raises StateUnavailable: the model answered with an error."""
+        request = self._utils.InferenceRequest(
+            model_name=EXTRACTION,
+            requested_output_names=[KNOWN],
+            inputs=self._wire.tensors({ASKED: asked}, (1,)),
+        )
+        response = request.exec()
+        if response.has_error():
+            raise StateUnavailable("guard_extraction answered with an error")
+        (known,) = response.output_tensors()
+        return bytes(known.as_numpy().reshape(-1)[0])
+
+
 def _array(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value
@@ -178,7 +233,7 @@ def _array(value: Any) -> Any:
     if all(isinstance(item, bool) for item in items):
         return np.array(items, dtype=bool)
     if all(isinstance(item, int) for item in items):
-        return np.array(items, dtype=np.int32)
+        return np.array(items, dtype=np.uint32)
     encoded = [item.encode() if isinstance(item, str) else bytes(item) for item in items]
     array = np.empty(len(encoded), dtype=object)
     array[:] = encoded

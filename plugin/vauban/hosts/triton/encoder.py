@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from vauban.detectors.windows import Windows
-from vauban.errors import MalformedRequest, RequestError
+from vauban.errors import MalformedRequest, RequestError, StateUnavailable
 from vauban.guard import Guard, encode_each
 from vauban.hosts.triton.answers import Blocked
+from vauban.hosts.triton.extraction import Users, Who
 from vauban.hosts.triton.front import WINDOWS
 from vauban.hosts.triton.seal import Bundle, Seal
 from vauban.policy import Policy
@@ -20,6 +22,8 @@ from vauban.types import Mode, Reason, Verdict
 
 if TYPE_CHECKING:
     from vauban.detectors.encoder import Encoded
+
+logger = logging.getLogger(__name__)
 
 VERDICT: Final = "verdict"
 ROUTE: Final = "triton"
@@ -32,10 +36,16 @@ class GuardEncoder:
 
     :param encode: `Encoder.encode`.
     :param observe: called with every decision, for the host's metrics.
+    :param users: told of what was encoded for whom; None where nobody watches.
     """
 
     def __init__(
-        self, policy: Policy, encode: Encode, seal: Seal, observe: Callable[[Decision], None]
+        self,
+        policy: Policy,
+        encode: Encode,
+        seal: Seal,
+        observe: Callable[[Decision], None],
+        users: Users | None = None,
     ) -> None:
         self._policy = policy
         self._digest = policy.digest
@@ -44,21 +54,22 @@ class GuardEncoder:
         self._encode = encode
         self._seal = seal
         self._observe = observe
+        self._users = users if policy.extraction.mode is not Mode.OFF else None
         self._audit = AuditLog(policy.audit)
 
     def __call__(self, batch: Sequence[bytes]) -> list[bytes | RequestError]:
         """One answer per request, in order: the sealed verdict, or why there is none.
 
-        The verdict says `blocked`, `reason`, `score` in [0, 1] and, beside these, the embedding
-        as float32 bytes (empty when there was no text).
+        The verdict says `blocked`, `reason` and `score` in [0, 1].
         """
         opened = [self._open(sealed) for sealed in batch]
         waiting = [item for item in opened if not isinstance(item, RequestError)]
         readable = [w for w in waiting if w[0].fields["complete"] or not self._unread_blocks]
         started = time.perf_counter()
-        off = self._policy.injection.mode is Mode.OFF
+        off = not self._policy.encodes
         outcomes = [] if off else encode_each(self._encode, [w for _, w in readable])
         encode_ms = (time.perf_counter() - started) * 1000
+        self._tell([bundle for bundle, _ in readable], outcomes)
         found: dict[str, Encoded | Reason] = {
             bundle.ticket: outcome
             for (bundle, _), outcome in zip(readable, outcomes, strict=not off)
@@ -72,6 +83,23 @@ class GuardEncoder:
             outcome = found.get(bundle.ticket, Reason.OFF if off else Reason.UNREAD_TEXT)
             answers.append(self._judge(bundle, windows, outcome, len(readable), encode_ms))
         return answers
+
+    def _tell(self, bundles: Sequence[Bundle], outcomes: Sequence[Encoded | Reason]) -> None:
+        """Tell who asked what, of all requests in one call. Where that fails, `guard_input` will
+        not learn how users are treated either, and the policy says what then."""
+        if self._users is None:
+            return
+        seen = [
+            (Who(**bundle.fields["caller"]), outcome.embedding)
+            for bundle, outcome in zip(bundles, outcomes, strict=False)
+            if not isinstance(outcome, Reason) and outcome.embedding is not None
+        ]
+        if not seen:
+            return
+        try:
+            self._users.watch([who for who, _ in seen], np.stack([row for _, row in seen]))
+        except StateUnavailable:
+            logger.error("guard_extraction does not answer: %d requests unseen", len(seen))
 
     def _open(self, sealed: bytes) -> tuple[Bundle, Windows] | RequestError:
         try:
@@ -92,10 +120,7 @@ class GuardEncoder:
         fields: dict[str, Any] = {
             "blocked": verdict.blocked, "reason": verdict.reason.value, "score": verdict.score,
         }  # fmt: skip
-        data = b""
-        if not isinstance(outcome, Reason) and outcome.embedding is not None:
-            data = outcome.embedding.astype(np.float32).tobytes()
-        return self._seal.close(VERDICT, Bundle(bundle.ticket, fields, data))
+        return self._seal.close(VERDICT, Bundle(bundle.ticket, fields))
 
     def _record(
         self, bundle: Bundle, windows: Windows, verdict: Verdict, batch: int | None,
@@ -104,13 +129,14 @@ class GuardEncoder:
         context = bundle.fields
         decision = Decision(
             request_id=bundle.ticket,
-            principal=context["principal"],
+            principal=context["caller"]["id"],
             route=ROUTE,
             action=verdict.action.name.lower(),
             proposed=verdict.proposed.name.lower(),
             reason=verdict.reason.value,
             policy=self._digest,
-            score=None if batch is None else verdict.score,
+            standing=context["standing"],
+            score=verdict.score if batch and verdict.signals else None,
             chars=context["chars"],
             segments=context["segments"],
             tokens=windows.tokens,

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 from vauban.errors import Overloaded
 from vauban.hosts.triton.encoder import VERDICT
 from vauban.hosts.triton.front import PROMPT, WINDOWS
-from vauban.hosts.triton.output import Answer, GuardOutput, Job, Jobs
+from vauban.hosts.triton.output import Answer, Findings, GuardOutput, Job, Jobs, joined
 from vauban.hosts.triton.seal import Seal
 from vauban.policy import Policy
 
@@ -31,12 +31,18 @@ class Calls(Protocol):
 
 
 class GuardedFlow:
-    """Serves requests, at most `limits.max_in_flight` at once."""
+    """Serves requests, at most `limits.max_in_flight` at once.
 
-    def __init__(self, policy: Policy, seal: Seal, jobs: Jobs) -> None:
+    :param observe: called with what was found in each answer.
+    """
+
+    def __init__(
+        self, policy: Policy, seal: Seal, jobs: Jobs,
+        observe: Callable[[Findings], None] = lambda _: None,
+    ) -> None:  # fmt: skip
         self._seal = seal
         self._jobs = jobs
-        self._output = GuardOutput(policy.answer, seal)
+        self._output = GuardOutput(policy, seal, observe)
         self._free = policy.limits.max_in_flight
 
     async def serve(
@@ -72,15 +78,21 @@ class GuardedFlow:
             await send(refusal)
             return
         job = self._jobs.open(read[PROMPT])
-        outgoing = self._output.outgoing(job.repeat)
+        outgoing = self._output.outgoing(job.terms)
         stream = calls.stream(job)
+        whole: list[Answer] = []
         try:
-            while (part := await _next(stream, left)) is not None:
-                await send(outgoing.part(part))
-            if not left() and (rest := outgoing.end()):
-                await send(rest)
+            while not outgoing.stopped and (part := await _next(stream, left)) is not None:
+                whole.append(outgoing.part(part))
+                if job.stream:
+                    await send(whole.pop())
+            if not outgoing.stopped and not left() and (rest := outgoing.end()):
+                whole.append(rest)
+            if whole and not left():  # what isn't streamed is one response, as clients expect
+                await send(joined(whole))
         finally:
             await stream.aclose()
+            self._output.record(job.ticket, job.terms, outgoing)
 
 
 async def _next(stream: AsyncGenerator[Answer, None], left: Callable[[], bool]) -> Answer | None:

@@ -4,56 +4,46 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from typing import Any, Final
 
 from vauban.detectors.windows import Windows
 from vauban.errors import MalformedRequest
-from vauban.hosts.triton.encoder import VERDICT
-from vauban.hosts.triton.front import PROMPT
-from vauban.hosts.triton.seal import Bundle, Once, Seal
+from vauban.hosts.triton.encoder import ROUTE, VERDICT
+from vauban.hosts.triton.front import PROMPT, Terms
+from vauban.hosts.triton.requests import OUTPUTS
+from vauban.hosts.triton.seal import Bundle, Once, Seal, Tickets
 from vauban.mark import RESERVED_KEY, Mark, Order, Sealer, new_nonce
-from vauban.policy import AnswerPolicy
+from vauban.policy import Policy
+from vauban.telemetry import AuditLog
+from vauban.text.sanitize import Sanitizer, Stream
 
 ANSWER: Final = "answer"
+CONTENT_FILTER: Final = "content_filter"
 LONGEST_ANSWER_S: Final = 24 * 3600
 """How long a verdict waits for the answer that it is about."""
+_NOT_YET: Final = "None"
+"""What the LLM says for the reason of a text that has not ended."""
+_ASKS_FOR_REASON: Final = OUTPUTS["finish_reason"]
 
 Answer = Mapping[str, Sequence[Any]]
 """Outputs of the LLM by name; each has one element per text."""
-
-
-class TextFilter(Protocol):
-    """Edits one text as it grows. Made for it alone, so it may keep state and hold text back."""
-
-    def feed(self, text: str) -> str:
-        """What may go out, now that `text` came."""
-        ...
-
-    def end(self) -> str:
-        """What was held back."""
-        ...
-
-
-class Unchanged:
-    """Stands where a sanitiser of output will: text passes as it is."""
-
-    def feed(self, text: str) -> str:
-        return text
-
-    def end(self) -> str:
-        return ""
+Findings = Mapping[tuple[str, str], int]
+"""How often a detector found something, by detector and action."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One call of the LLM. `repeat`: text that goes before the answer."""
+    """One call of the LLM. `salt`: for its prefix cache, empty for none."""
 
     ticket: str
     inputs: Mapping[str, Any]
-    repeat: str
+    terms: Terms
     stream: bool
+    salt: str = ""
 
 
 class Jobs:
@@ -62,17 +52,19 @@ class Jobs:
     The engine half of vauban, which vLLM loads by itself, screens whatever reaches the engine
     without a mark; so a client that calls the LLM model itself is screened there. What comes
     from here has its verdict already, and the mark says so.
+
+    :param tickets: default: for a model of one process.
     """
 
-    def __init__(self, seal: Seal, sealer: Sealer) -> None:
+    def __init__(self, seal: Seal, sealer: Sealer, tickets: Tickets | None = None) -> None:
         self._seal = seal
         self._sealer = sealer
-        self._once = Once()
+        self._tickets = tickets or Once()
 
     def open(self, sealed: bytes) -> Job:
         """:raises MalformedRequest: not made by `guard_input`, too old, or used before."""
         bundle = self._seal.open(PROMPT, sealed)
-        self._once.take(bundle.ticket)
+        self._tickets.take(bundle.ticket)
         fields = bundle.fields
         sampling = dict(fields["sampling"])
         mark = Mark(Order.PASS, new_nonce(), "", Windows(()))
@@ -84,53 +76,112 @@ class Jobs:
             "sampling_parameters": json.dumps(sampling),
             "exclude_input_in_output": True,
         }
-        inputs.update(dict.fromkeys(fields["options"], True))
-        return Job(bundle.ticket, inputs, fields["repeat"] or "", fields["stream"])
+        terms = Terms(**fields["terms"])
+        # The end of a text is asked for in any case: what is held back of it comes out there.
+        inputs.update(dict.fromkeys((*terms.options, _ASKS_FOR_REASON), True))
+        return Job(bundle.ticket, inputs, terms, fields["stream"], fields["salt"])
 
     def close(self, job: Job, answer: Answer) -> bytes:
         """Seal the LLM's answer for `guard_output`: nobody reads it before the verdict."""
-        fields = {"repeat": job.repeat, "answer": {k: list(v) for k, v in answer.items()}}
+        fields = {
+            "terms": asdict(job.terms),
+            "answer": {k: list(v) for k, v in answer.items()},
+        }
         return self._seal.close(ANSWER, Bundle(job.ticket, fields))
 
 
 class Outgoing:
-    """One answer on its way to the client.
+    """One answer on its way to the client, sanitised text by text.
 
-    :param repeat: text that goes before it.
+    What comes out does not depend on how the LLM cut it into parts. `stopped`: a detector has
+    ended it; nothing more comes out, and the LLM need not go on.
     """
 
-    def __init__(self, repeat: str, new_filter: Callable[[], TextFilter]) -> None:
-        self._repeat = repeat
-        self._new_filter = new_filter
-        self._filters: list[TextFilter] = []
+    def __init__(self, terms: Terms, rules: Sanitizer) -> None:
+        self.stopped = False
+        self._terms = terms
+        self._rules = rules
+        self._streams: list[Stream | None] = []
+        self._cut: set[int] = set()
+        self._findings: Counter[tuple[str, str]] = Counter()
+
+    @property
+    def findings(self) -> Findings:
+        """What was found so far."""
+        return sum((s.findings for s in self._streams if s), self._findings)
 
     def part(self, answer: Answer) -> Answer:
         """What the client gets of one part; parts of one text stand at the same index."""
-        texts = [str(text) for text in answer.get("text_output", ())]
-        while len(self._filters) < len(texts):
-            self._filters.append(self._new_filter())
-        edited = [edit.feed(text) for edit, text in zip(self._filters, texts, strict=False)]
-        repeat, self._repeat = self._repeat, ""
-        return {**answer, "text_output": [repeat + text for text in edited]}
+        said = [str(text) for text in answer.get("text_output", ())]
+        reasons = [str(reason) for reason in answer.get("finish_reason", ())]
+        reasons += [_NOT_YET] * (len(said) - len(reasons))
+        texts = [
+            self._feed(index, text, ended=reasons[index] != _NOT_YET)
+            for index, text in enumerate(said)
+        ]
+        asked = {name: v for name, v in answer.items() if self._is_asked(name)}
+        return {**asked, "text_output": texts, **self._stop(reasons)}
 
     def end(self) -> Answer | None:
-        """What the filters still held back, if anything."""
-        texts = [edit.end() for edit in self._filters]
-        return {"text_output": texts} if any(texts) else None
+        """What was still held back where the LLM did not say that a text has ended."""
+        texts = [self._finish(index) for index in range(len(self._streams))]
+        stop = self._stop([_NOT_YET] * len(texts))
+        return {"text_output": texts, **stop} if stop or any(texts) else None
+
+    def _is_asked(self, output: str) -> bool:
+        return OUTPUTS.get(output) == "" or OUTPUTS.get(output) in self._terms.options
+
+    def _feed(self, index: int, text: str, *, ended: bool) -> str:
+        if index == len(self._streams):
+            self._streams.append(None)
+            text = self._terms.repeat + text
+        stream = self._streams[index]
+        if stream is None:
+            stream = self._streams[index] = self._rules.stream()
+        out = stream.feed(text)
+        self._note(index, stream)
+        return out + self._finish(index) if ended else out
+
+    def _finish(self, index: int) -> str:
+        stream, self._streams[index] = self._streams[index], None
+        if stream is None:
+            return ""
+        rest = stream.finish()
+        self._findings += stream.findings
+        self._note(index, stream)
+        return rest
+
+    def _note(self, index: int, stream: Stream) -> None:
+        if stream.stopped:
+            self.stopped = True
+            self._cut.add(index)
+
+    def _stop(self, reasons: Sequence[str]) -> Answer:
+        """Why each text ends, once one of them is stopped: with it all that have not ended."""
+        if not self.stopped:
+            return {}
+        over = [i in self._cut or reason == _NOT_YET for i, reason in enumerate(reasons)]
+        return {
+            "finish_reason": [
+                CONTENT_FILTER if one else reason for one, reason in zip(over, reasons, strict=True)
+            ]
+        }
 
 
 class GuardOutput:
-    """Lets an answer out once its verdict is in.
+    """Lets an answer out once its verdict is in, without what must not leave.
 
-    :param new_filter: makes what edits one text of an answer.
+    :param observe: called with what was found in each answer, for the host's metrics.
     """
 
     def __init__(
-        self, policy: AnswerPolicy, seal: Seal, new_filter: Callable[[], TextFilter] = Unchanged
+        self, policy: Policy, seal: Seal, observe: Callable[[Findings], None] = lambda _: None
     ) -> None:
         self._policy = policy
+        self._digest = policy.digest
         self._seal = seal
-        self._new_filter = new_filter
+        self._observe = observe
+        self._audit = AuditLog(policy.audit)
 
     def __call__(self, verdict: bytes, answer: bytes) -> Answer:
         """A whole answer.
@@ -143,18 +194,42 @@ class GuardOutput:
             raise MalformedRequest("the verdict is about another request")
         if refusal := self.refusal(judged):
             return refusal
-        outgoing = self.outgoing(said.fields["repeat"])
-        whole = dict(outgoing.part(said.fields["answer"]))
-        if rest := outgoing.end():
-            texts = zip(whole["text_output"], rest["text_output"], strict=True)
-            whole["text_output"] = [text + more for text, more in texts]
-        return whole
+        terms = Terms(**said.fields["terms"])
+        outgoing = self.outgoing(terms)
+        parts = [outgoing.part(said.fields["answer"])]
+        if not outgoing.stopped and (rest := outgoing.end()):
+            parts.append(rest)
+        self.record(said.ticket, terms, outgoing)
+        return joined(parts)
 
     def refusal(self, judged: Bundle) -> Answer | None:
         """The answer to a blocked request under `answer.blocked: refusal`; None for others."""
         if not judged.fields["blocked"]:
             return None
-        return {"text_output": [self._policy.refusal], "finish_reason": ["content_filter"]}
+        refusal = self._policy.answer.refusal
+        return {"text_output": [refusal], "finish_reason": [CONTENT_FILTER]}
 
-    def outgoing(self, repeat: str) -> Outgoing:
-        return Outgoing(repeat, self._new_filter)
+    def outgoing(self, terms: Terms) -> Outgoing:
+        return Outgoing(terms, Sanitizer(self._policy.output, terms.told, terms.canaries))
+
+    def record(self, ticket: str, terms: Terms, outgoing: Outgoing) -> None:
+        """Count and audit what was found in an answer: detectors and actions, no text."""
+        if not (found := outgoing.findings):
+            return
+        self._observe(found)
+        self._audit.output(
+            findings={f"{d}.{action}": n for (d, action), n in sorted(found.items())},
+            request_id=ticket,
+            principal=terms.principal,
+            route=ROUTE,
+            policy=self._digest,
+        )
+
+
+def joined(parts: Sequence[Answer]) -> Answer:
+    """The parts of an answer as one; of what is not text the last counts."""
+    whole: dict[str, Sequence[Any]] = {}
+    for part in parts:
+        pairs = zip_longest(whole.get("text_output", ()), part["text_output"], fillvalue="")
+        whole |= {**part, "text_output": [text + more for text, more in pairs]}
+    return whole

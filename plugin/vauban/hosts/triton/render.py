@@ -18,13 +18,13 @@ from typing import Final
 import vauban
 from vauban.errors import ConfigError
 from vauban.hosts.triton.requests import OUTPUTS
-from vauban.hosts.triton.settings import parameters_of
+from vauban.hosts.triton.settings import ENGINE_SECTIONS, engine_fields, for_engine, parameters_of
 from vauban.policy import Policy
 
 MAX_BATCH: Final = 64
 LLM_BATCHES: Final = 4
 """Batches of the ensemble that wait for the LLM at once, each in a process of its own."""
-_TEXT, _BOOL, _INT = "TYPE_STRING", "TYPE_BOOL", "TYPE_INT32"
+_TEXT, _BOOL, _COUNT = "TYPE_STRING", "TYPE_BOOL", "TYPE_UINT32"
 _OPTIONS: Final = tuple(name for name in OUTPUTS.values() if name)
 _ASKED: Final = (
     ("text_input", _TEXT), ("messages", _TEXT), ("stream", _BOOL), ("sampling_parameters", _TEXT),
@@ -32,8 +32,8 @@ _ASKED: Final = (
     ("principal", _TEXT),
 )  # fmt: skip
 _ANSWERED: Final = (
-    ("text_output", _TEXT), ("finish_reason", _TEXT), ("num_input_tokens", _INT),
-    ("num_output_tokens", _INT),
+    ("text_output", _TEXT), ("finish_reason", _TEXT), ("num_input_tokens", _COUNT),
+    ("num_output_tokens", _COUNT),
 )  # fmt: skip
 
 Tensors = tuple[tuple[str, str], ...]
@@ -58,16 +58,22 @@ STEPS: Final[Mapping[str, Step]] = {
     "guard_input": Step(
         _ASKED,
         (("prompt", _TEXT), ("windows", _TEXT)),
-        ("limits", "identity", "routes", "normalize", "sandwich", "encoder", "injection", "audit"),
+        ("limits", "identity", "routes", "normalize", "sandwich", "encoder", "injection",
+         "extraction", "logprobs", "output", "state", "response", "audit"),
         optional=True,
         settings=("MODEL", "MAX_MODEL_LEN"),
     ),
     "guard_encoder": Step(
         (("windows", _TEXT),),
         (("verdict", _TEXT),),
-        ("normalize", "encoder", "injection", "answer", "audit"),
+        ("normalize", "encoder", "injection", "extraction", "answer", "audit"),
         batched=True,
         settings=("ONNX_MODEL",),
+    ),
+    "guard_extraction": Step(
+        (("asked", _TEXT),),
+        (("known", _TEXT),),
+        ("extraction", "state", "response", "audit"),
     ),
     "guard_llm": Step(
         (("prompt", _TEXT),),
@@ -76,11 +82,13 @@ STEPS: Final[Mapping[str, Step]] = {
         instances=LLM_BATCHES,
         settings=("LLM_BACKEND",),
     ),
-    "guard_output": Step((("verdict", _TEXT), ("answer", _TEXT)), _ANSWERED, ("answer",)),
+    "guard_output": Step(
+        (("verdict", _TEXT), ("answer", _TEXT)), _ANSWERED, ("output", "answer", "audit")
+    ),
     "guarded_llm_bls": Step(
         _ASKED,
         _ANSWERED,
-        ("limits", "answer"),
+        ("limits", "output", "answer", "audit"),
         optional=True,
         decoupled=True,
         settings=("LLM_BACKEND",),
@@ -88,14 +96,12 @@ STEPS: Final[Mapping[str, Step]] = {
     "llm": Step(
         (_ASKED[0], *_ASKED[2:-1]),
         _ANSWERED,
-        ("normalize", "encoder", "injection"),
+        ENGINE_SECTIONS,
         optional=True,
         decoupled=True,
         settings=("MODEL", "MAX_MODEL_LEN"),
     ),
 }  # fmt: skip
-NOT_HERE: Final = ("extraction", "state", "response", "logprobs", "output")
-"""Sections that no model reads yet: they have a meaning in the vLLM host only."""
 ENSEMBLE: Final = "guarded_llm"
 GRAPH: Final = "guard_encoder_onnx"
 GRAPH_INPUT: Final = "ids"
@@ -187,8 +193,7 @@ def _write_vllm(model: Path, policy: Policy, models: Models) -> None:
     arguments: dict[str, object] = {"model": models.model}
     if models.max_model_len:
         arguments["max_model_len"] = models.max_model_len
-    dumped = policy.model_dump(mode="json")
-    arguments["additional_config"] = {"vauban": {n: dumped[n] for n in STEPS["llm"].sections}}
+    arguments["additional_config"] = {"vauban": engine_fields(policy)}
     (model / "1" / "model.json").write_text(json.dumps(arguments, indent=2) + "\n")
     (model / "config.pbtxt").write_text(
         '# llm: written by `vauban triton render`.\nbackend: "vllm"\n'
@@ -222,7 +227,7 @@ def config_of(name: str, policy: Policy, models: Models) -> str:
     values = {key: models.settings[key] for key in step.settings}
     values |= {
         path: value
-        for path, value in parameters_of(policy).items()
+        for path, value in parameters_of(for_engine(policy) if name == "llm" else policy).items()
         if path.partition(".")[0] in step.sections
     }
     lines += [

@@ -71,7 +71,11 @@ def read_request(values: Values, max_bytes: int) -> Asked:
             "only a text_input that is not streamed can be repeated in the output",
             param="exclude_input_in_output",
         )
-    data: dict[str, Any] = {"sampling_params": _sampling(_text(values, "sampling_parameters"))}
+    sampling = _sampling(_text(values, "sampling_parameters"))
+    if stream and sampling.get("n") not in (None, 1):
+        # The LLM sends the parts of all texts at the same place, so they could not be told apart.
+        raise MalformedRequest("a stream has one text: n must be 1", param="sampling_parameters")
+    data: dict[str, Any] = {"sampling_params": sampling}
     if chat is None:
         data["prompt"] = text
     else:

@@ -20,11 +20,14 @@ import json
 import os
 import secrets
 import struct
+import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -90,8 +93,15 @@ class Seal:
         return Bundle(ticket, fields, text[body:])
 
 
+class Tickets(Protocol):
+    """Lets each ticket be taken once, as long as it is valid."""
+
+    def take(self, ticket: str) -> None:
+        """:raises MalformedRequest: the ticket was taken before."""
+
+
 class Once:
-    """Remembers tickets as long as they are valid, at most `MAX_SEEN` of them."""
+    """For one process. Remembers tickets as long as they are valid, at most `MAX_SEEN` of them."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._seen: OrderedDict[str, float] = OrderedDict()
@@ -105,6 +115,45 @@ class Once:
         if ticket in self._seen or len(self._seen) >= MAX_SEEN:
             raise MalformedRequest("this step has been taken already")
         self._seen[ticket] = now
+
+
+class SharedOnce:
+    """The same for all processes of one server: a ticket is a file, which only one can make.
+
+    :param secret: the server's; it names the directory, in the machine's one for temporary files.
+    :param clock: seconds since the epoch, as the files' own times are.
+    :raises ConfigError: the directory is not private.
+    """
+
+    def __init__(self, secret: bytes, clock: Callable[[], float] = time.time) -> None:
+        name = hashlib.sha256(b"vauban triton tickets\0" + secret).hexdigest()[:32]
+        self._place = Path(tempfile.gettempdir()) / f"vauban-{name}"
+        self._clock = clock
+        self._swept_at = clock()
+        self._place.mkdir(mode=0o700, exist_ok=True)
+        status = self._place.stat()
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise ConfigError(f"{self._place} must belong to this user with mode 0700")
+
+    def take(self, ticket: str) -> None:
+        """:raises MalformedRequest: the ticket was taken before."""
+        self._sweep()
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+        try:
+            os.close(os.open(self._place / ticket, flags, 0o600))
+        except FileExistsError:
+            raise MalformedRequest("this step has been taken already") from None
+
+    def _sweep(self) -> None:
+        """Remove, now and then, what is no longer valid anyway."""
+        now = self._clock()
+        if now - self._swept_at < VALID_S:
+            return
+        self._swept_at = now
+        for file in self._place.iterdir():
+            with suppress(FileNotFoundError):  # another process was here
+                if file.stat().st_mtime < now - VALID_S - 1:
+                    file.unlink()
 
 
 def server_secret(environ: Mapping[str, str] = os.environ) -> bytes:

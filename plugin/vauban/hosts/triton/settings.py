@@ -19,6 +19,8 @@ from vauban.policy import Policy
 from vauban.policy_sources import parse_value, policy_from_fields
 
 SOURCE = "config.pbtxt"
+ENGINE_SECTIONS = ("normalize", "encoder", "injection")
+"""What the engine half inside the LLM reads."""
 _ONE_LINE = 1_000_000_000
 
 
@@ -46,6 +48,27 @@ def policy_of(model_config: Mapping[str, Any]) -> Policy:
             raise PolicyError(f"{path} (from {SOURCE}): a policy field is written section.name")
         nested.setdefault(section, {})[name] = parse_value(text)
     return policy_from_fields(nested, SOURCE)
+
+
+def for_engine(policy: Policy) -> Policy:
+    """The policy for the engine half of the LLM, which a client can call past the guard.
+
+    Where callers need a key it is shut to them, unless the operator wrote `injection.unmarked`:
+    it knows no keys and no bans, and its answers are not sanitised.
+    """
+    injection, who = policy.injection, policy.identity
+    needs_key = who.keys_file or who.jwks_file or who.trusted_network
+    if not needs_key or "unmarked" in injection.model_fields_set:
+        return policy
+    shut = injection.model_copy(update={"unmarked": "veto"})
+    return policy.model_copy(update={"injection": shut})
+
+
+def engine_fields(policy: Policy) -> dict[str, Any]:
+    """The same as vLLM's `additional_config.vauban`. Who explores the model is watched elsewhere,
+    and not by each engine."""
+    dumped = for_engine(policy).model_dump(mode="json", include=set(ENGINE_SECTIONS))
+    return dumped | {"extraction": {"mode": "off"}}
 
 
 def texts_of(model_config: Mapping[str, Any]) -> dict[str, str]:

@@ -21,14 +21,13 @@ from vauban.hosts.vllm.front import Front
 from vauban.hosts.vllm.gate import Gate
 from vauban.hosts.vllm.output import keep_in_step
 from vauban.hosts.vllm.output_events import OutputEditor, output_editor
-from vauban.hosts.vllm.owner import place_canary
 from vauban.hosts.vllm.rewrite import Editor, Rewriter
-from vauban.hosts.vllm.routes import Kind, Route, shape_of
+from vauban.hosts.vllm.routes import PRIORITY_HEADER, STANDING_HEADER, Kind, Route, shape_of
 from vauban.hosts.vllm.serving import client_address, finish, start, stop
-from vauban.hosts.vllm.treatment import PRIORITY_HEADER, STANDING_HEADER
 from vauban.mark import RESERVED_KEY
 from vauban.protocol.bodies import Body, parse_body, prompts_in
 from vauban.protocol.features import check_body_features, check_fields
+from vauban.protocol.owner import operator_texts
 from vauban.protocol.shapes import Shape
 from vauban.telemetry import Decision
 from vauban.text.sanitize import Sanitizer
@@ -151,24 +150,23 @@ class Exchange:
         if any(front.guard.spells_control_token(run) for run in body.conversations()):
             raise MalformedRequest("a control token is spread over several pieces of text")
         self._added_tokens = front.framer.frame(body, self.shape)
-        instruction = front.policy.sandwich.instruction
-        self._operator_texts = [s.text for s in segments if s.origin.trusted]
-        self._operator_texts += [instruction] if instruction else []
+        self._operator_texts = operator_texts(segments, front.policy.sandwich.instruction)
         self._tokens = reading.windows.tokens
         self._findings = tuple(sorted(reading.findings.items()))
         return reading
 
     def _caller(self, scope: Scope) -> Caller:
-        return self._front.caller(self._principal, client_address(scope), self._prompts)
+        return self._front.treatment.caller(self._principal, client_address(scope), self._prompts)
 
     def _sanitizer(self) -> Sanitizer:
         """The rules for the answer. Where the operator has said something, a canary goes behind
         it."""
-        canary = self._front.owners.canary(self._principal, self._request_id)
-        if canary is None or not self._operator_texts:
+        if not self._operator_texts:
             return self._front.guard.screen_output()
-        place_canary(self._data, self.shape, canary)
-        return self._front.guard.screen_output(self._operator_texts, [canary])
+        canaries = self._front.owners.place(
+            self._data, self.shape, self._principal, self._request_id
+        )
+        return self._front.guard.screen_output(self._operator_texts, canaries)
 
     def _reserved(self) -> dict[str, Any]:
         """Where the mark travels in this body; made when it is not there."""

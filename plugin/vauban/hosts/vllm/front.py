@@ -8,18 +8,15 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vauban.access.identity import Identity, address_block, require_safe_bind
+from vauban.access.identity import Identity, require_safe_bind
 from vauban.access.ledger import Ledger
 from vauban.access.standing import Standing, Transition
 from vauban.detectors.windows import Windows
 from vauban.errors import ConfigError, RequestError
-from vauban.guard import Guard, standing_of, unwatched
+from vauban.guard import Guard
 from vauban.hosts.vllm.channel import Report, ReportReceiver, announced_engines
-from vauban.hosts.vllm.hardening import Hardening
-from vauban.hosts.vllm.owner import Owners
 from vauban.hosts.vllm.routes import Kind, Route, RouteTable
 from vauban.hosts.vllm.runtime import open_runtime
 from vauban.hosts.vllm.settings import policy_from
@@ -27,11 +24,14 @@ from vauban.hosts.vllm.stored import ResponseIds
 from vauban.mark import Mark, Order, new_nonce
 from vauban.policy import Policy
 from vauban.protocol.framing import Framer, make_framer
+from vauban.protocol.hardening import Hardening
+from vauban.protocol.owner import Owners
 from vauban.screening import ScreenQueue, watcher
-from vauban.state.store import Store, open_store, require_shared
+from vauban.state.store import require_shared
 from vauban.telemetry import AuditLog, Decision, process_metrics
 from vauban.text.control_tokens import special_tokens
-from vauban.types import Caller, Evidence, Level, Mode, Principal, PrincipalKind, Reason
+from vauban.treatment import Treatment
+from vauban.types import Caller, Evidence, Mode, Principal, PrincipalKind, Reason
 
 if TYPE_CHECKING:
     from starlette.datastructures import State
@@ -41,8 +41,6 @@ logger = logging.getLogger(__name__)
 GUARD_TOKENS_PER_MODEL_TOKEN = 8
 MIN_GUARD_TOKENS = 4_096
 """More than that can't reach the model: overlap, hidden text and coarse scripts included."""
-MAX_FORGIVEN = 10_000
-"""Users forgiven since the start whose windows must begin anew."""
 
 
 class Front:
@@ -60,7 +58,7 @@ class Front:
     hardening: Hardening
     owners: Owners
     response_ids: ResponseIds
-    store: Store
+    treatment: Treatment
     ledger: Ledger
     place: str
     default_model: str
@@ -72,8 +70,6 @@ class Front:
         self.nobody = Principal("nobody", PrincipalKind.ANONYMOUS)
         self._receiver: ReportReceiver | None = None
         self._queue: ScreenQueue | None = None
-        self._forgiven: dict[str, float] = {}
-        self._unwatched = False  # the extraction detector failed on what it was given last
 
     def configure(self, args: Any) -> None:
         """Check policy, keys and the listening address. Needs no engine, so wrong settings stop
@@ -155,39 +151,17 @@ class Front:
             return Standing(principal.id)
         if route.kind is Kind.USERS:
             return self.ledger.decided(principal.id)
-        watching = self.policy.response.mode is Mode.MONITOR
-        if watching or (route.kind is Kind.PASSED and not route.stored):
+        if route.kind is Kind.PASSED and not route.stored:
             return self.ledger.remembered(principal.id)
-        standing = standing_of(self.ledger, principal.id, self.policy.state)
-        return unwatched(standing, self.policy.extraction) if self._unwatched else standing
-
-    def caller(self, principal: Principal, address: str | None, prompts: int) -> Caller:
-        """A principal as the extraction detector is told of it."""
-        group = f"group:{principal.group}" if principal.group else ""
-        tags = tuple(tag for tag in (group, address_block(address)) if tag)
-        forgiven_at = self._forgiven.get(principal.id, 0.0)
-        return Caller(principal.id, principal.service, tags, forgiven_at, prompts)
+        return self.treatment.standing(principal.id)
 
     def learn(self, principal: Principal, evidence: Evidence | Reason | None) -> None:
         """Enter what the extraction detector knows of a caller after a query."""
-        if evidence is not None:
-            self._unwatched = isinstance(evidence, Reason)
+        self.treatment.learn(principal, evidence)
         if isinstance(evidence, Reason):
             self.metrics.failures.labels(evidence.value).inc()
         elif evidence is not None:
             self.metrics.extraction.observe(evidence.score)
-            if Mode.OFF is self.policy.response.mode or self.policy.extraction.mode is Mode.MONITOR:
-                return
-            if principal.kind is PrincipalKind.ANONYMOUS:
-                worst = Level[self.policy.response.anonymous_ceiling.upper()]
-                evidence = replace(evidence, level=min(evidence.level, worst))
-            self.ledger.observe(principal, evidence, began_at=evidence.began_at)
-
-    def _forgive(self, principal_id: str) -> None:
-        """From any thread. A window that began before must not count again; see `Caller`."""
-        self._forgiven[principal_id] = time.time()
-        while len(self._forgiven) > MAX_FORGIVEN:
-            self._forgiven.pop(next(iter(self._forgiven)), None)
 
     async def screen_here(self, windows: Windows, caller: Caller | None = None) -> Report:
         """Screen in this process, in one batch with whatever else waits."""
@@ -266,15 +240,12 @@ class Front:
                 api_servers=getattr(args, "api_server_count", None) or 1,
                 engines=getattr(args, "data_parallel_size", None) or 1,
             )
-        self.store = open_store(policy.state)
-        self.ledger = Ledger(
-            self.store,
-            policy.state,
-            policy.response,
+        self.treatment = Treatment(
+            policy,
             on_transition=self.record_transition,
             on_levels=self.metrics.count_levels,
         )
-        self.ledger.on_reset(self._forgive)
+        self.ledger = self.treatment.ledger
 
     def _find_place(self, engines: Sequence[str]) -> str:
         wanted = self.policy.encoder.place

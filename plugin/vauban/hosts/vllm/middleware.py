@@ -42,9 +42,9 @@ from vauban.hosts.vllm.output_events import output_editor
 from vauban.hosts.vllm.rewrite import Editor, Rewriter
 from vauban.hosts.vllm.routes import Kind, Route
 from vauban.hosts.vllm.serving import client_address
-from vauban.hosts.vllm.treatment import refuse, treated
 from vauban.hosts.vllm.users import UsersApi
 from vauban.protocol.shapes import Shape
+from vauban.treatment import refuse, treated
 from vauban.types import Mode, Principal
 
 Message = MutableMapping[str, Any]

@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Send
@@ -44,7 +44,7 @@ class Event:
     name: str | None = None
     raw: bytes | None = None
 
-    def changed(self) -> Event:
+    def changed(self) -> Self:
         self.raw = None
         return self
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from starlette.routing import compile_path
 
 from vauban.access.scopes import ADMIN
 from vauban.policy import RoutesPolicy
 from vauban.protocol.shapes import Shape
+
+STANDING_HEADER: Final = "x-vauban-standing"
+PRIORITY_HEADER: Final = "x-vllm-priority"
+"""vLLM reads it before the field `priority` of the body; lower is served earlier."""
 
 
 class Kind(StrEnum):

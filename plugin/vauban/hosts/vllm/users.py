@@ -26,7 +26,7 @@ from vauban.access.standing import Record, Standing
 from vauban.errors import MalformedRequest, NotFound, StandingUnknown, StateUnavailable
 from vauban.hosts.vllm.answers import Answer
 from vauban.hosts.vllm.front import Front
-from vauban.hosts.vllm.treatment import moment
+from vauban.treatment import moment
 from vauban.types import Evidence, Level
 
 MAX_USERS_LISTED: Final = 1_000

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vauban.errors import MalformedRequest
-from vauban.hosts.vllm.hardening import CONCEALED, Hardening, LogprobEditor
 from vauban.policy import LogprobsPolicy
+from vauban.protocol.hardening import CONCEALED, Hardening, LogprobEditor
 from vauban.protocol.shapes import Shape
 
 INCLUDE = {"include": ["message.output_text.logprobs"]}

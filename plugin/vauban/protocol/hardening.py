@@ -7,21 +7,20 @@ that is forced on the model, whose values are then told; the likeliest tokens ta
 the next ones are told. Here each answer tells at most the `top_k` likeliest tokens of a position,
 whatever the caller asks for, so a vector never gets more than `top_k` known entries.
 
-Covers: all routes and shapes, streamed or not, and stored responses; sampling at a high
-temperature, which makes the model say unlikely tokens (their values are concealed). Does not
-cover: bisection without log-probabilities (logit_bias, a grammar or a list of choices together
-with a threshold such as min_p, some 15 requests for each single value; `logprobs.bias: refuse`
-and rate limits make it dearer); counting samples; vLLM's own server flag for sampling masks;
-pooling models, whose answers are vectors by purpose.
+Covers: all routes and shapes, streamed or not (Triton's sampling parameters as `Shape.TOKENS`), and
+stored responses; sampling at a high temperature, which makes the model say unlikely tokens (their
+values are concealed). Does not cover: bisection without log-probabilities (logit_bias, a grammar or
+a list of choices together with a threshold such as min_p, some 15 requests for each single value;
+`logprobs.bias: refuse` and rate limits make it dearer); counting samples; vLLM's own server flag
+for sampling masks; pooling models, whose answers are vectors by purpose.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol, Self, TypeVar
 
 from vauban.errors import MalformedRequest
-from vauban.hosts.vllm.rewrite import Event
 from vauban.policy import LogprobsPolicy
 from vauban.protocol.shapes import Shape
 
@@ -37,6 +36,17 @@ _FORCING = (*_BIAS, "bad_words", "structured_outputs")
 _PROMPT_ANSWERS = ("prompt_logprobs", "prompt_token_id_logprobs")
 # With these a floor under the temperature would be none.
 _SHARPENING = ("top_k", "top_p", "min_p", "seed", "repetition_penalty")
+
+
+class Event(Protocol):
+    """One event of a stream; see `hosts.vllm.rewrite.Event`."""
+
+    data: Any
+
+    def changed(self) -> Self: ...
+
+
+E = TypeVar("E", bound=Event)
 
 
 class Hardening:
@@ -135,12 +145,12 @@ class LogprobEditor:
         self._prompt = prompt
         self.stopped = False
 
-    def event(self, event: Event) -> tuple[Event]:
-        """See `Editor`."""
+    def event(self, event: E) -> tuple[E]:
+        """See `hosts.vllm.rewrite.Editor`."""
         return (event.changed() if self.body(event.data) else event,)
 
     def end(self) -> tuple[()]:
-        """See `Editor`."""
+        """See `hosts.vllm.rewrite.Editor`."""
         return ()
 
     def body(self, payload: Any) -> bool:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterable
 from typing import Any, Final
 
 from vauban.mark import Sealer
 from vauban.policy import OutputPolicy
 from vauban.protocol.shapes import Shape
-from vauban.types import Principal
+from vauban.types import Principal, Segment
 
 _CANARY_BYTES: Final = 10
 _SALT_BYTES: Final = 24
@@ -53,8 +54,26 @@ class Owners:
         tag = self._tag(b"canary", [caller.kind.value, caller.id, once])
         return base64.b32encode(tag[:_CANARY_BYTES]).decode().lower()
 
+    def place(
+        self, data: dict[str, Any], shape: Shape, caller: Principal, request_id: str
+    ) -> tuple[str, ...]:
+        """Put the canary into a body that has the operator's text; what the answer must not say."""
+        found = self.canary(caller, request_id)
+        if found is None:
+            return ()
+        place_canary(data, shape, found)
+        return (found,)
+
     def _tag(self, purpose: bytes, values: list[str]) -> bytes:
         return self._sealer.tag(purpose, json.dumps(values).encode())
+
+
+def operator_texts(segments: Iterable[Segment], instruction: str | None) -> list[str]:
+    """What the operator has said in a request, which the answer must not repeat at length.
+
+    :param instruction: the policy's `sandwich.instruction`.
+    """
+    return [s.text for s in segments if s.origin.trusted] + ([instruction] if instruction else [])
 
 
 def place_canary(data: dict[str, Any], shape: Shape, canary: str) -> None:
