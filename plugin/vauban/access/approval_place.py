@@ -14,6 +14,7 @@ from vauban.errors import ConfigError
 from vauban.policy_standing import MEMORY, SQLITE, StatePolicy
 from vauban.policy_tools import ToolsPolicy
 from vauban.state.store import Store, open_store
+from vauban.types import Mode
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ def open_place(
     :param processes: API servers that share the store.
     :raises ConfigError: with what to do about it.
     """
+    if tools.mode is Mode.OFF:  # nothing will be kept
+        return open_store(state.model_copy(update={"store": MEMORY})), own
     url = tools.store or _beside(state.store) or _default_url(processes)
     if url == MEMORY and processes > 1:
         raise ConfigError(

@@ -99,18 +99,24 @@ class ToolRules:
     def _with_arguments(
         self, base: Ruling, rule: _Checked | None, text: str, *, tainted: bool
     ) -> Ruling:
-        if len(text.encode("utf-8", "surrogatepass")) > self._policy.max_call_bytes:
-            return Ruling(ToolDecision.DENY, Why.TOO_LARGE)
+        read = self.read(text)
+        if isinstance(read, Why):
+            return Ruling(ToolDecision.DENY, read)
+        rulings = [base] if rule is None else [base, *rule.rulings(read, tainted=tainted)]
+        worst = max(rulings, key=lambda ruling: ruling.decision)
+        return Ruling(worst.decision, worst.why, args.canonical(read))
+
+    def read(self, text: str) -> dict[str, Any] | Why:
+        """Arguments that are within bounds and have one reading, or why they are not."""
+        limit = self._policy.max_call_bytes
+        if len(text.encode("utf-8", "surrogatepass")) > limit:
+            return Why.TOO_LARGE
         try:
             read = args.parse(text)
         except args.NotArguments:
-            return Ruling(ToolDecision.DENY, Why.NOT_JSON)
-        written = args.canonical(read)
-        if len(written) > self._policy.max_call_bytes:  # an escape is longer than its character
-            return Ruling(ToolDecision.DENY, Why.TOO_LARGE)
-        rulings = [base] if rule is None else [base, *rule.rulings(read, tainted=tainted)]
-        worst = max(rulings, key=lambda ruling: ruling.decision)
-        return Ruling(worst.decision, worst.why, written)
+            return Why.NOT_JSON
+        # An escape is longer than its character.
+        return Why.TOO_LARGE if len(args.canonical(read)) > limit else read
 
     def _unlisted(self, name: str) -> Ruling:
         policy = self._policy
