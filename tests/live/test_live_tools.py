@@ -10,6 +10,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,23 +88,24 @@ class Desk:
         return [row["action"] for row in rows if row.get("id") == approval_id]
 
 
-@pytest.fixture(scope="module")
-def desk(start: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    path = tmp_path_factory.mktemp("tools")
+@contextmanager
+def opened(start: Any, path: Path, approval_s: int = APPROVAL_S) -> Iterator[Desk]:
+    """A server with keys and rules, and what it keeps, in `path`."""
     keys, files = {}, {}
     for name, scopes in (
         ("agent", ("*",)), ("approver", ("approve",)), ("both", ("*", "approve")),
     ):  # fmt: skip
-        key, _ = add_key(path / "keys.json", name, scopes, created=datetime.now(UTC), expires=None,
-                         limit=RateLimit())  # fmt: skip
-        keys[name] = key.text
         files[name] = path / f"{name}.key"
-        files[name].write_text(key.text)
+        if not files[name].exists():
+            key, _ = add_key(path / "keys.json", name, scopes, created=datetime.now(UTC),
+                             expires=None, limit=RateLimit())  # fmt: skip
+            files[name].write_text(key.text)
+        keys[name] = files[name].read_text()
     policy = {
         "identity": {"keys_file": str(path / "keys.json")},
         "injection": {"mode": "monitor"},
         "tools": {
-            "rules": RULES, "approval_s": APPROVAL_S, "store": f"sqlite://{path}/approvals.db",
+            "rules": RULES, "approval_s": approval_s, "store": f"sqlite://{path}/approvals.db",
         },
     }  # fmt: skip
     (path / "policy.yaml").write_text(json.dumps(policy))  # JSON is YAML
@@ -113,6 +115,12 @@ def desk(start: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]
         path=make_standin(path / "model", ARCHITECTURE), max_model_len=4096,
     ) as live:  # fmt: skip
         yield Desk(live, keys, files, path / "approvals.db")
+
+
+@pytest.fixture(scope="module")
+def desk(start: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    with opened(start, tmp_path_factory.mktemp("tools")) as made:
+        yield made
 
 
 def chat_tools() -> list[Any]:
@@ -375,6 +383,20 @@ def test_nobody_answers_in_time(desk: Desk) -> None:
     assert answer.calls == []
     assert answer.approval is not None
     assert answer.approval["state"] == "expired"
+
+
+@pytest.mark.slow
+def test_what_waits_survives_a_restart(start: Any, tmp_path: Path) -> None:
+    """Also of a server that is killed, and without a secret of the operator's."""
+    with opened(start, tmp_path, 3_600) as first:
+        messages, said = poisoned(first)
+        assert said.approval is not None
+        first.live.server.process.kill()
+    with opened(start, tmp_path, 3_600) as second:
+        again = second.openai(**{"X-Approval-Id": said.approval["id"]})
+        assert second.approve(said.approval["id"]).exit_code == 0
+        released = ask_chat(again, messages, stream=False)
+        assert json.loads(released.calls[0]["function"]["arguments"]) == SENT
 
 
 # -- without keys and without rules: the server that most tests share ------------------------------

@@ -50,13 +50,15 @@ def suffixes(name: str) -> tuple[str, ...]:
 
 
 def is_destructive(name: str, verbs: Collection[str]) -> bool:
-    """Whether one of these verbs is a word of the name. An MCP server's own name is none of it."""
+    """Whether one of these verbs is a word of the name. An MCP server's own name is none of it.
+
+    :param verbs: as `plain` writes them.
+    """
     folded = _folded(name)
     if match := _MCP.match(folded.casefold()):
         folded = folded[match.end() :]
     words = {*_words(folded), *_words(folded.casefold())}
-    known = {plain(verb) for verb in verbs}
-    return any(word in known or _joined(word, known) for word in words)
+    return any(word in verbs or _joined(word, verbs) for word in words)
 
 
 def _joined(word: str, verbs: Collection[str]) -> bool:

@@ -47,6 +47,8 @@ class Why(StrEnum):
     PATH = "path"
     NAME = "name"
     """Longer than any tool's name."""
+    READ_LATER = "read_later"
+    """It would ask, and nobody is there who could come back with an approval."""
     TOO_MANY = "too_many"
     """The caller has asked for too many approvals."""
     FAILED = "failed"
@@ -70,6 +72,7 @@ class ToolRules:
 
     def __init__(self, policy: ToolsPolicy) -> None:
         self._policy = policy
+        self._verbs = frozenset(map(plain, policy.destructive_verbs))
         self._rules: dict[str, _Checked] = {}
         for name, rule in policy.rules.items():
             if not plain(name) or plain(name) in self._rules:
@@ -123,7 +126,7 @@ class ToolRules:
         rulings = [Ruling(ToolDecision.ALLOW, Why.DEFAULT)]
         if policy.rules:
             rulings.append(Ruling(ToolDecision[policy.unlisted.upper()], Why.UNLISTED))
-        if is_destructive(name, policy.destructive_verbs):
+        if is_destructive(name, self._verbs):
             rulings.append(Ruling(ToolDecision[policy.destructive.upper()], Why.DESTRUCTIVE))
         return max(rulings, key=lambda ruling: ruling.decision)
 

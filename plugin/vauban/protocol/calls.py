@@ -14,13 +14,18 @@ from vauban.protocol.shapes import Shape
 APPROVAL_REQUEST: Final = "mcp_approval_request"
 APPROVAL_RESPONSE: Final = "mcp_approval_response"
 MAX_REASON_CHARS: Final = 500
-# They stand between the answer to an approval and what has come of it.
-_NO_TURN: Final = (APPROVAL_REQUEST, APPROVAL_RESPONSE)
+_APPROVAL_ITEMS: Final = (APPROVAL_REQUEST, APPROVAL_RESPONSE)
 
 
 def declared_tools(data: Mapping[str, Any]) -> dict[str, str]:
-    """The SHA-256 of each tool that a request declares, by the name that the model calls it."""
-    return {name: _digest(tool) for name, tool in _tools(data.get("tools"), "")}
+    """The SHA-256 of each tool that a request declares, by the name that the model calls it.
+
+    :raises MalformedRequest: a tool is nested too deeply.
+    """
+    try:
+        return {name: _digest(tool) for name, tool in _tools(data.get("tools"), "")}
+    except RecursionError:
+        raise MalformedRequest("the body is nested too deeply", param="tools") from None
 
 
 def _tools(tools: Any, namespace: str) -> Iterator[tuple[str, Any]]:
@@ -61,8 +66,8 @@ def take_approval_items(data: dict[str, Any], shape: Shape) -> ApprovalAnswer | 
     items = data.get("input")
     if shape is not Shape.RESPONSES or not isinstance(items, list):
         return None
-    data["input"] = [item for item in items if _kind(item) not in _NO_TURN]
-    if not items or _kind(items[-1]) not in _NO_TURN:
+    data["input"] = [item for item in items if _kind(item) not in _APPROVAL_ITEMS]
+    if not items or _kind(items[-1]) not in _APPROVAL_ITEMS:
         return None
     for item in reversed(items):
         if _kind(item) == APPROVAL_RESPONSE:

@@ -40,6 +40,7 @@ _DENIED: Final = {
     Why.AMOUNT: "an amount is outside of what the server's policy allows",
     Why.PATH: "a path is outside of what the server's policy allows",
     Why.NAME: "its name is too long",
+    Why.READ_LATER: "it needs a person's approval, which a response that is read later can't get",
     Why.TOO_MANY: "too many calls wait for approval already",
     Why.FAILED: "it could not be judged or kept now",
     Why.DEFAULT: "the server's policy does not allow it",
@@ -132,7 +133,7 @@ class ToolGate:
             return Outcome(ToolDecision.ALLOW)
         if isinstance(held, Approval):
             return self._waits(held)
-        return self._denied(calls, worst.why, turn)
+        return self._denied(calls, worst.why)
 
     async def settle(self, turn: Turn, approval_id: str) -> Outcome:
         """What has become of an approval; its calls, if they are released now.
@@ -198,12 +199,9 @@ class ToolGate:
             text = f"[The call of {names} was denied.{reason}]"
         return Outcome(ToolDecision.DENY, text, _told_of(found))
 
-    def _denied(self, calls: Sequence[Said], why: Why, turn: Turn) -> Outcome:
-        because = _DENIED[why]
-        if not turn.may_ask and why in (Why.DESTRUCTIVE, Why.RULE, Why.TAINTED):
-            because = "it needs a person's approval, which a response that is read later can't get"
+    def _denied(self, calls: Sequence[Said], why: Why) -> Outcome:
         told = {"id": None, "state": State.DENIED.value, "reason": why.value}
-        text = f"[The call of {_names(call.tool for call in calls)} was held back: {because}.]"
+        text = f"[The call of {_names(call.tool for call in calls)} was held back: {_DENIED[why]}.]"
         return Outcome(ToolDecision.DENY, text, told)
 
     # -- keeping and telling ---------------------------------------------------------------------
@@ -211,9 +209,8 @@ class ToolGate:
     async def _hold(
         self, turn: Turn, calls: Sequence[Said], rulings: Sequence[Ruling]
     ) -> Approval | Why:
-        asked = next(r for r in rulings if r.decision is ToolDecision.ASK)
         if not turn.may_ask:
-            return asked.why
+            return Why.READ_LATER
         kept = []
         for call, ruling in zip(calls, rulings, strict=True):
             # One that would have passed by itself is shown and bound like the others.
