@@ -18,7 +18,6 @@ from vauban.access.tool_rules import Ruling, ToolDecision, Why
 from vauban.detectors import checkpoint
 from vauban.detectors.windows import Windows, WindowTokenizer
 from vauban.errors import (
-    ConfigError,
     RequestTooLarge,
     ScreeningFailed,
     StandingUnknown,
@@ -217,7 +216,7 @@ def hold_calls(approvals: Approvals, tenant: str, calls: Sequence[Call]) -> Appr
         return approvals.hold(tenant, calls)
     except TooManyApprovals:
         return Why.TOO_MANY
-    except (StateUnavailable, ConfigError):
+    except StateUnavailable:
         return Why.FAILED
 
 

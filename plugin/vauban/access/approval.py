@@ -24,7 +24,13 @@ from dataclasses import astuple, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from vauban.errors import ApprovalRefused, NotFound, TooManyApprovals
+from vauban.errors import (
+    ApprovalRefused,
+    ConfigError,
+    NotFound,
+    StateUnavailable,
+    TooManyApprovals,
+)
 from vauban.policy_tools import ToolsPolicy
 from vauban.state.store import MAX_RECORD_BYTES, Change, Store
 
@@ -328,7 +334,10 @@ class Approvals:
 
     def _update(self, key: str, change: Change) -> None:
         if not self._is_open:
-            self.open()
+            try:
+                self.open()
+            except ConfigError as error:  # too late to stop the start
+                raise StateUnavailable(str(error)) from None
         self._store.update(key, change)
 
 

@@ -185,6 +185,7 @@ async def test_who_may_use_an_approval(site: Site, path: str) -> None:
         await site.ask(path, **{"X-Approval-Id": approval_id[:-2] + "xx"}),
         await site.ask(path, **{"X-Approval-Id": "' OR 1=1 --"}),
         await site.ask(path, **{"X-Approval-Id": ""}),
+        await site.ask(path, **{"X-Approval-Id": approval_id + "x"}),
     ):
         assert response.status == 404
         assert response.json["error"]["code"] == "not_found"
@@ -404,6 +405,9 @@ async def test_items_of_the_past_are_taken_out_and_do_nothing(site: Site) -> Non
     first = (await site.ask(RESPONSES)).json["output"]
     site.approve(first[0]["id"])
     released = (await site.ask(RESPONSES, asks(first))).json["output"]
+    await site.ask(RESPONSES, asks(first, approve=False))  # too late
+    note = site.server.engine.bodies[-1]["input"][-1]["content"]
+    assert note == "The call of send_email has been approved already."
     body = asks(first)
     body["input"] += [*released, tool_turn(RESPONSES)]
     assert (await site.ask(RESPONSES, body)).status == 200

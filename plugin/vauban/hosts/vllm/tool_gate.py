@@ -19,14 +19,15 @@ from vauban.access.approval import Approval, Approvals, Call, State
 from vauban.access.arguments import canonical
 from vauban.access.receipt import Receipts
 from vauban.access.tool_rules import Ruling, ToolDecision, ToolRules, Why
-from vauban.errors import ApprovalsLost, StateUnavailable
+from vauban.errors import ApprovalsLost, NotFound, StateUnavailable
 from vauban.guard import hold_calls, rule_on_call
 from vauban.hosts.vllm.treatment import moment
 from vauban.policy_tools import ToolsPolicy
 from vauban.types import Mode
 
-ID_CHARS: Final = 28
 HEADER: Final = "x-approval-id"
+# What the items of one approval are told apart by stands behind its id.
+_ITEM_ID: Final = re.compile(r"(apr_[0-9A-Za-z_-]{24})(?:-\d{1,3})?")
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DENIED: Final = {
     Why.RULE: "the server's policy does not allow it",
@@ -109,7 +110,6 @@ class ToolGate:
         self.receipts = receipts
         self.watches = policy.mode is not Mode.OFF
         self.enforces = policy.mode is Mode.ENFORCE
-        self._policy = policy
         self._digest = policy.digest
         self._rules = rules
         self._record = record
@@ -128,6 +128,7 @@ class ToolGate:
             held = await self._hold(turn, calls, rulings)
             if isinstance(held, Why):
                 worst = Ruling(ToolDecision.DENY, held)
+                rulings = [worst for _ in calls]
         self._told(turn, calls, rulings, worst)
         if worst.decision is ToolDecision.ALLOW or not self.enforces:
             return Outcome(ToolDecision.ALLOW)
@@ -142,7 +143,7 @@ class ToolGate:
         """
         try:
             found = await asyncio.to_thread(
-                self.approvals.release, approval_id[:ID_CHARS], turn.principal, turn.tools
+                self.approvals.release, _plain_id(approval_id), turn.principal, turn.tools
             )
         except StateUnavailable:
             raise ApprovalsLost("approvals can't be looked up now; try again") from None
@@ -163,11 +164,14 @@ class ToolGate:
         """
         try:
             found = await asyncio.to_thread(
-                self.approvals.withdraw, approval_id[:ID_CHARS], turn.principal
+                self.approvals.withdraw, _plain_id(approval_id), turn.principal
             )
         except StateUnavailable:
             raise ApprovalsLost("approvals can't be changed now; try again") from None
-        return f"The call of {_names(call.tool for call in found.calls)} was not approved."
+        names = _names(call.tool for call in found.calls)
+        if found.state is State.RELEASED:
+            return f"The call of {names} has been approved already."
+        return f"The call of {names} was not approved."
 
     # -- what clients are told -------------------------------------------------------------------
 
@@ -246,6 +250,14 @@ class ToolGate:
 def safe_name(name: str) -> str:
     """A tool's name where it stands in a text or a log. It is a model's or a client's text."""
     return name if _PLAIN_NAME.fullmatch(name) else "(another name)"
+
+
+def _plain_id(approval_id: str) -> str:
+    """:raises NotFound: it can't be one."""
+    found = _ITEM_ID.fullmatch(approval_id)
+    if found is None:
+        raise NotFound("there is no approval with this id")
+    return found[1]
 
 
 def escaped(name: str) -> str:
