@@ -72,7 +72,7 @@ class ToolRules:
 
     def __init__(self, policy: ToolsPolicy) -> None:
         self._policy = policy
-        self._verbs = frozenset(map(plain, policy.destructive_verbs))
+        self._verbs = frozenset(filter(None, map(plain, policy.destructive_verbs)))
         self._rules: dict[str, _Checked] = {}
         for name, rule in policy.rules.items():
             if not plain(name) or plain(name) in self._rules:
