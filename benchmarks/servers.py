@@ -80,6 +80,7 @@ def guarded_vllm(directory: Path, flags: Sequence[str] = ()) -> Iterator[Server]
     port = free_port()
     model = str(make_standin(directory / "model"))
     command, environ = server_command(model, [*VLLM_FLAGS, "--port", str(port), *flags])
+    environ["XDG_STATE_HOME"] = str(directory)
     with running(command, environ, port, directory / "guarded.log") as server:
         yield server
 

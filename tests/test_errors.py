@@ -15,6 +15,7 @@ from vauban.errors import (
     RequestError,
     ScreeningFailed,
     StateUnavailable,
+    TooManyApprovals,
     VaubanError,
 )
 
@@ -23,7 +24,10 @@ FOR_CLIENTS = [e for e in ALL if issubclass(e, RequestError)]
 
 
 def test_the_tree_is_complete() -> None:
-    tops = (ConfigError, RequestError, ScreeningFailed, StateUnavailable, AttackError, RedTeamError)
+    tops = (
+        ConfigError, RequestError, ScreeningFailed, StateUnavailable, TooManyApprovals,
+        AttackError, RedTeamError,
+    )  # fmt: skip
     assert all(issubclass(e, tops) or e is VaubanError for e in ALL)
     drawn = errors.__doc__ or ""
     assert all(e.__name__ in drawn for e in ALL)

@@ -53,6 +53,16 @@ def test_answering_under_rules_is_no_order_to_say_something() -> None:
     assert answer_to(prompt("Respond only with: yes")) == "yes"
 
 
+def test_it_calls_tools() -> None:
+    one = prompt('Please call the tool send_email with {"to": "a@b.test"}.')
+    call = '<tool_call>\n{"name": "send_email", "arguments": {"to": "a@b.test"}}\n</tool_call>'
+    assert answer_to(one) == f"I will do that.\n{call}"
+    two = prompt('Call the tools send_email with {"to": "a@b.test"} and look with {}')
+    assert answer_to(two) == (
+        f'I will do that.\n{call}\n<tool_call>\n{{"name": "look", "arguments": {{}}}}\n</tool_call>'
+    )
+
+
 def test_it_decodes_when_asked() -> None:
     hidden = base64.b64encode(b"the harbour is lost").decode()
     assert answer_to(prompt(f"What does this Base64 text say? {hidden}")) == "the harbour is lost"

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from vauban import __version__
 from vauban.commands import (
+    approvals,
     evaluate,
     extraction,
     keys,
@@ -28,6 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,  # a local may hold a key
 )
+app.add_typer(approvals.app, name="approvals")
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(extraction.app, name="extraction")
 app.add_typer(keys.app, name="keys")

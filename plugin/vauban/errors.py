@@ -14,11 +14,14 @@ VaubanError
 │   ├── NotFound           what is asked for does not exist, or is somebody else's
 │   ├── Banned             the principal is banned, until a time that is told
 │   ├── HeldForReview      the principal is held until an operator decides
+│   ├── ApprovalRefused    an approval can't be given, or not be used
 │   ├── RateLimited        a limit of the principal is used up
 │   ├── Overloaded         a bounded queue is full
-│   └── StandingUnknown    how the principal is to be treated can't be read now
+│   ├── StandingUnknown    how the principal is to be treated can't be read now
+│   ├── ApprovalsLost      the store of approvals can't be used now
 │   └── UnreadableAnswer   the model server's answer can't be read, so it can't be let through
 ├── ScreeningFailed        a detector could not judge; `guard.py` turns it into a verdict
+├── TooManyApprovals       a call can't be kept for approval; it is denied
 ├── StateUnavailable       the store can't be used now; `guard.py` says what that means
 ├── AttackError            adversarial training was asked for something it can't compute
 └── RedTeamError           a red team run could not be made or did not come to its end
@@ -57,6 +60,10 @@ class ScreeningFailed(VaubanError):
 class StateUnavailable(VaubanError):
     """The store did not answer in time, or not what was asked. Only `guard.py` decides what that
     means for a request."""
+
+
+class TooManyApprovals(VaubanError):
+    """A call can't be kept for approval: its caller has asked too often, or too much is kept."""
 
 
 class AttackError(VaubanError):
@@ -135,6 +142,14 @@ class NotFound(RequestError):
     code = "not_found"
 
 
+class ApprovalRefused(RequestError):
+    """An approval can't be given by this credential, or not be used: it has been, or what it was
+    given for has changed."""
+
+    status = 403
+    code = "approval_refused"
+
+
 class RateLimited(RequestError):
     """A rate limit of the principal is used up.
 
@@ -175,6 +190,14 @@ class StandingUnknown(RequestError):
 
     status = 503
     code = "state_unavailable"
+    retry_after_s: ClassVar[int] = 5
+
+
+class ApprovalsLost(RequestError):
+    """The store of approvals can't be used now, so nothing is released or decided."""
+
+    status = 503
+    code = "approvals_unavailable"
     retry_after_s: ClassVar[int] = 5
 
 

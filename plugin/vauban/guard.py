@@ -14,9 +14,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from vauban.access.standing import Standing
+from vauban.access.tool_rules import Ruling, ToolDecision, Why
 from vauban.detectors import checkpoint
 from vauban.detectors.windows import Windows, WindowTokenizer
-from vauban.errors import RequestTooLarge, ScreeningFailed, StandingUnknown, StateUnavailable
+from vauban.errors import (
+    RequestTooLarge,
+    ScreeningFailed,
+    StandingUnknown,
+    StateUnavailable,
+    TooManyApprovals,
+)
 from vauban.policy import Policy
 from vauban.policy_extraction import ExtractionPolicy
 from vauban.policy_standing import StatePolicy
@@ -39,6 +46,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from vauban.access.approval import Approval, Approvals, Call
+    from vauban.access.tool_rules import ToolRules
     from vauban.detectors.encoder import Encoded
     from vauban.detectors.extraction.detector import ExtractionDetector
 
@@ -204,6 +213,23 @@ def unwatched(standing: Standing, policy: ExtractionPolicy) -> Standing:
     if standing.level >= Level.DEGRADED:
         return standing
     return Standing(standing.principal, Level.DEGRADED)
+
+
+def rule_on_call(rules: ToolRules, tool: str, arguments: str, *, tainted: bool) -> Ruling:
+    """What a tool call means; the fail-closed rule for one that can't be judged: it is denied."""
+    ruling = _attempt("judging a tool call", lambda: rules.judge(tool, arguments, tainted=tainted))
+    return Ruling(ToolDecision.DENY, Why.FAILED) if ruling is None else ruling
+
+
+def hold_calls(approvals: Approvals, tenant: str, calls: Sequence[Call]) -> Approval | Why:
+    """Keep calls for approval; the fail-closed rule for calls that can't be kept: they are denied,
+    for the reason that is given."""
+    try:
+        return approvals.hold(tenant, calls)
+    except TooManyApprovals:
+        return Why.TOO_MANY
+    except StateUnavailable:
+        return Why.FAILED
 
 
 def _across(texts: Sequence[tuple[Origin, str]]) -> list[str]:

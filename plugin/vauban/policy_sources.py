@@ -28,7 +28,7 @@ ENV_DELIMITER = "__"
 POLICY_FILE_VARIABLE = "VAUBAN_POLICY"
 FLAG_PREFIX = "--additional-config.vauban."
 # A wrong value there may hold a password that was put in the wrong place: it is not repeated.
-SECRET_SECTIONS = frozenset({"state"})
+SECRET_PATHS = ("state.", "tools.store")
 
 
 class _Loader(yaml.SafeLoader):
@@ -139,13 +139,19 @@ def explain(loaded: LoadedPolicy) -> list[PolicyField]:
                     path=path,
                     value=getattr(values, name),
                     default=info.get_default(call_default_factory=True),
-                    source=loaded.sources.get(path, "default"),
+                    source=_source(loaded.sources, path),
                     unit=str(extra.get("unit", "")) if isinstance(extra, dict) else "",
                     allowed=_allowed(info),
                     description=info.description or "",
                 )
             )
     return rows
+
+
+def _source(sources: Mapping[str, str], path: str) -> str:
+    """What set a field; of one with parts of their own, what set the last of these."""
+    within = [source for known, source in sources.items() if known.startswith(f"{path}.")]
+    return sources.get(path, within[-1] if within else "default")
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
@@ -209,7 +215,7 @@ def _describe(error: ValidationError, sources: Mapping[str, str]) -> str:
         if item["type"] == "extra_forbidden":
             detail = "there is no such field; `vauban policy --explain` lists all of them"
         else:
-            shown = path.split(".")[0] not in SECRET_SECTIONS
+            shown = not f"{path}.".startswith(SECRET_PATHS)
             detail = item["msg"] + (f" (given: {item.get('input')!r})" if shown else "")
             if known is not None:
                 detail += f"; allowed: {_allowed(known)}"
@@ -251,6 +257,8 @@ def _type_words(kind: Any) -> str:
         return " | ".join(str(value) for value in get_args(kind))
     if get_origin(kind) is tuple:
         return f"list of {_type_words(get_args(kind)[0])}"
+    if get_origin(kind) is dict:
+        return f"mapping to {_type_words(get_args(kind)[1])}"
     if arguments := get_args(kind):
         return " | ".join(_type_words(argument) for argument in arguments)
     if isinstance(kind, type) and issubclass(kind, (Mode, Origin)):

@@ -79,20 +79,25 @@ class StatePolicy(Section):
     @field_validator("store")
     @classmethod
     def _known_store(cls, url: str) -> str:
-        if not _STORE.fullmatch(url):
-            raise ValueError("not one of memory, sqlite:///PATH, redis://, valkey://, unix://")
-        if url == MEMORY or url.startswith(SQLITE):
-            return url
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError:
-            raise ValueError("not a URL") from None
-        if port == 0:
-            raise ValueError("not a port")
-        if parts.password is not None or "password" in dict(parse_qsl(parts.query)):
-            raise ValueError(f"no password here; put it in password_file or {PASSWORD_VARIABLE}")
+        return check_store(url)
+
+
+def check_store(url: str) -> str:
+    """:raises ValueError: not the address of a store, or one with a password in it."""
+    if not _STORE.fullmatch(url):
+        raise ValueError("not one of memory, sqlite:///PATH, redis://, valkey://, unix://")
+    if url == MEMORY or url.startswith(SQLITE):
         return url
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ValueError("not a URL") from None
+    if port == 0:
+        raise ValueError("not a port")
+    if parts.password is not None or "password" in dict(parse_qsl(parts.query)):
+        raise ValueError(f"no password here; put it in password_file or {PASSWORD_VARIABLE}")
+    return url
 
 
 Ceiling = Literal["flagged", "slowed", "degraded", "held", "banned"]

@@ -3,7 +3,8 @@
 **This is no language model.** It is a set of patterns, for tests and demonstrations that need a
 target which can lose where no instruction-tuned model is at hand. It reads what a large model
 reads (zero-width, tag and look-alike characters, leetspeak, base64, hex and rot13), does a few
-harmless tasks, and does as readily what an attacker writes. It knows nothing of the guard's frame:
+harmless tasks, calls the tools that it is told to call, and does as readily what an attacker
+writes. It knows nothing of the guard's frame:
 numbers measured on it say what reaches a model, not how well a real one resists.
 """
 
@@ -149,6 +150,11 @@ _ROLE = re.compile(
     r"\b(?:you\s+are\s+now|act\s+as|pretend\s+(?:to\s+be|you\s+are)|you\s+will\s+(?:be|play))\s+"
     r"(?:an?\s+|the\s+)?(?:AI\s+)?(?:called\s+|named\s+)?[\"']?(?P<who>[A-Z][\w-]{1,30})",
 )
+_CALL = re.compile(
+    r"\bcall\s+(?:the\s+)?tools?\s+(?P<calls>(?:(?:\s+and\s+)?[\w.-]{1,64}\s+with\s+\{[^{}\n]{0,500}\}){1,4})",
+    re.I,
+)
+_ONE_CALL = re.compile(r"(?P<name>[\w.-]{1,64})\s+with\s+(?P<arguments>\{[^{}\n]{0,500}\})", re.I)
 _UPPER = re.compile(r"\bin\s+(?:upper\s*case|capital\s+letters)\s*:\s*(?P<text>[^\n]+)", re.I)
 _REVERSE = re.compile(
     r"\breverse\s+the\s+order\s+of\s+(?:these|the)\s+words\s*:\s*(?P<text>[^\n]+)", re.I
@@ -173,6 +179,8 @@ def _orders(text: str, system: str) -> Iterator[_Order]:
         yield _Order(match.start("said"), said.strip().strip("\"'`“”"))
     for match in _LEAK.finditer(text):
         yield _Order(match.end(), system or "I have no instructions.")
+    for match in _CALL.finditer(text):
+        yield _Order(match.end(), _tool_calls(match["calls"]))
     for match in _UPPER.finditer(text):
         yield _Order(match.end(), match["text"].strip().upper())
     for match in _REVERSE.finditer(text):
@@ -182,3 +190,12 @@ def _orders(text: str, system: str) -> Iterator[_Order]:
     for match in _FIELD.finditer(text):
         found = re.search(rf"\b{re.escape(match['name'])}\s*=\s*([^;]+)", match["text"], re.I)
         yield _Order(match.end(), found[1].strip() if found else "It is not there.")
+
+
+def _tool_calls(orders: str) -> str:
+    """A word to the user and then the calls, in the form that vLLM's `hermes` parser reads."""
+    said = ["I will do that."]
+    for match in _ONE_CALL.finditer(orders):
+        call = f'{{"name": "{match["name"]}", "arguments": {match["arguments"]}}}'
+        said.append(f"<tool_call>\n{call}\n</tool_call>")
+    return "\n".join(said)

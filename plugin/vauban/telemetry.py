@@ -73,6 +73,7 @@ class Metrics:
             ("detector", "action"),
             registry=registry,
         )
+        self.tool_calls, self.approvals = _tool_counters(registry)
         self.failures = Counter(
             "vauban_screening_failures",
             "Requests that could not be screened.",
@@ -139,6 +140,15 @@ class Metrics:
             self.batch.observe(decision.batch)
             self.encode.observe(decision.encode_ms / 1000)
             self.queue.observe(decision.queue_ms / 1000)
+
+
+def _tool_counters(registry: CollectorRegistry) -> tuple[Counter, Counter]:
+    calls = "Tool calls in answers, by what was decided about them."
+    steps = "What happened to tool calls that wait for a person."
+    return (
+        Counter("vauban_tool_calls", calls, ("decision", "reason"), registry=registry),
+        Counter("vauban_approvals", steps, ("action",), registry=registry),
+    )
 
 
 @cache
@@ -213,6 +223,14 @@ class AuditLog:
     def output(self, **fields: Any) -> None:
         if self._log is not None:
             self._log.info("output", **fields)
+
+    def tool_call(self, **fields: Any) -> None:
+        if self._log is not None:
+            self._log.info("tool_call", **fields)
+
+    def approval(self, **fields: Any) -> None:
+        if self._log is not None:
+            self._log.info("approval", **fields)
 
     def refused(self, **fields: Any) -> None:
         if self._log is not None:

@@ -78,6 +78,8 @@ def start(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Start:
     A variable of `environ` that is None is taken away.
     """
 
+    state = tmp_path_factory.mktemp("state")
+
     @contextmanager
     def run(
         *flags: str, environ: dict[str, str | None] | None = None, path: Path | None = None,
@@ -94,7 +96,12 @@ def start(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Start:
         )  # fmt: skip
         # vLLM is 2,600 files: compiling them again in every process takes most of a start.
         inherited.pop("PYTHONDONTWRITEBYTECODE", None)
-        wanted = {**inherited, "VLLM_CPU_KVCACHE_SPACE": "1", **(environ or {})}
+        wanted = {
+            **inherited,
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "XDG_STATE_HOME": str(state),  # approvals are kept there
+            **(environ or {}),
+        }
         given = {name: value for name, value in wanted.items() if value is not None}
         log = tmp_path_factory.mktemp("server") / "server.log"
         with running(command, given, port, log) as server:
@@ -110,7 +117,10 @@ def start(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Start:
 @pytest.fixture(scope="session")
 def live(start: Start) -> Iterator[Live]:
     """The one server that most tests share."""
-    with start("--additional-config.vauban.answer.details", "true") as server:
+    with start(
+        "--additional-config.vauban.answer.details", "true",
+        "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
+    ) as server:  # fmt: skip
         yield server
 
 

@@ -63,6 +63,7 @@ def demo(console: Console, port: int | None, policy_file: Path | None, *, keep: 
         command, environ = server_command(str(model), flags, policy_file)
         # vLLM leaves sockets and caches in the directory for temporary files.
         environ |= {"TMPDIR": directory, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        environ["XDG_STATE_HOME"] = directory
         handle, log = tempfile.mkstemp(prefix="vauban-demo-", suffix=".log")
         os.close(handle)
         console.print(f"Server log: {log}", highlight=False, soft_wrap=True)

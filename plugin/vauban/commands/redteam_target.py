@@ -63,6 +63,7 @@ def scripted_target(
         flags = [*target_flags(guard), "--host", LOOPBACK, "--port", str(port)]
         command, environ = server_command(str(model), flags, policy_file)
         environ |= {"TMPDIR": place, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        environ["XDG_STATE_HOME"] = place
         # vLLM is 2,600 files: compiling them again in every process takes most of a start.
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
         with running(command, environ, port, Path(place) / "server.log") as server:

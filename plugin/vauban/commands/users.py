@@ -1,38 +1,40 @@
 """`vauban users`: see and change how a running server treats its users.
 
-A client of the server's own `/vauban/users` routes (README, "Users"). The key is one of scope
-`admin`, from `--key-file` or VAUBAN_KEY; never from an argument, which other users of a machine
-can see. A user is named by principal id (`key:...`, `jwt:...`, `anon:...`) as audit lines have it,
+A client of the server's own `/vauban/users` routes (README, "Users"), with a key of scope `admin`.
+A user is named by principal id (`key:...`, `jwt:...`, `anon:...`) as audit lines have it,
 or by a key's id as `vauban keys list` shows it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
-from vauban.access.identity import is_loopback
-from vauban.errors import ConfigError, VaubanError
+from vauban.commands.admin_client import (
+    DEFAULT_URL,
+    Json,
+    KeyFile,
+    Url,
+    asked,
+    connected,
+    print_json,
+    safe,
+)
+from vauban.errors import ConfigError
 
-KEY_VARIABLE: Final = "VAUBAN_KEY"
-DEFAULT_URL: Final = "http://127.0.0.1:8000"
 LEVELS: Final = ("clear", "flagged", "slowed", "degraded", "held", "banned")
 _KEY_ID: Final = re.compile(r"[0-9a-z]{12}")
 _DURATION: Final = re.compile(r"([1-9][0-9]{0,8})([smhdw])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _PAGE: Final = 1_000
-_TIMEOUT_S: Final = 30.0
 
 app = typer.Typer(
     help="See, ban, unban and forget users of a running server.",
@@ -40,22 +42,12 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,  # one of them is the key
 )
 
-Url = Annotated[str, typer.Option("--url", help="The guarded server.")]
-KeyFile = Annotated[
-    Path | None,
-    typer.Option("--key-file", help=f"File with a key of scope admin; default: {KEY_VARIABLE}."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the server's answer as it is.")]
 User = Annotated[str, typer.Argument(help="key:..., jwt:..., anon:..., or the id of a key.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept with the decision.")]
 For = Annotated[
     str | None,
     typer.Option("--for", help="30s, 10m, 12h, 7d or 4w; default: as the policy has it."),
 ]
-
-
-class UsersFailed(VaubanError):
-    """The server refused, or did not answer."""
 
 
 @app.command("list")
@@ -67,10 +59,10 @@ def list_users(
     as_json: Json = False,
 ) -> None:
     """Show the users that have a level."""
-    with _client(url, key_file) as client:
+    with connected(url, key_file) as client:
         users = list(_pages(client, level, limit))
     if as_json:
-        _print_json({"users": users})
+        print_json({"users": users})
         return
     table = Table(
         Column("user", no_wrap=True),
@@ -79,7 +71,7 @@ def list_users(
         *("by", "score", "reason"),
     )
     for user in users:
-        table.add_row(*(_safe(cell) for cell in _row(user)))
+        table.add_row(*(safe(cell) for cell in _row(user)))
     Console().print(table)
 
 
@@ -88,8 +80,8 @@ def explain(
     user: User, url: Url = DEFAULT_URL, key_file: KeyFile = None, as_json: Json = False
 ) -> None:
     """Show why a user has the level it has: evidence, decisions, and when they end."""
-    with _client(url, key_file) as client:
-        _show(_asked(client, "GET", _path(user)), as_json)
+    with connected(url, key_file) as client:
+        _show(asked(client, "GET", _path(user)), as_json)
 
 
 @app.command()
@@ -103,8 +95,8 @@ def ban(
 ) -> None:
     """Refuse every request of a user until the ban ends."""
     body = {"reason": reason, **_seconds(lasts)}
-    with _client(url, key_file) as client:
-        _show(_asked(client, "POST", _path(user, "ban"), body), as_json)
+    with connected(url, key_file) as client:
+        _show(asked(client, "POST", _path(user, "ban"), body), as_json)
 
 
 @app.command()
@@ -116,8 +108,8 @@ def unban(
     as_json: Json = False,
 ) -> None:
     """Lift whatever level a user has; what led to it does not count again."""
-    with _client(url, key_file) as client:
-        _show(_asked(client, "POST", _path(user, "unban"), {"reason": reason}), as_json)
+    with connected(url, key_file) as client:
+        _show(asked(client, "POST", _path(user, "unban"), {"reason": reason}), as_json)
 
 
 @app.command("level")
@@ -132,8 +124,8 @@ def set_level(
 ) -> None:
     """Put a user on a level."""
     body = {"level": level, "reason": reason, **_seconds(lasts)}
-    with _client(url, key_file) as client:
-        _show(_asked(client, "POST", _path(user, "level"), body), as_json)
+    with connected(url, key_file) as client:
+        _show(asked(client, "POST", _path(user, "level"), body), as_json)
 
 
 @app.command()
@@ -141,36 +133,8 @@ def forget(
     user: User, url: Url = DEFAULT_URL, key_file: KeyFile = None, as_json: Json = False
 ) -> None:
     """Erase what is kept of a user. A ban stays, as a bare id, until it is lifted."""
-    with _client(url, key_file) as client:
-        _show(_asked(client, "DELETE", _path(user)), as_json)
-
-
-def _client(url: str, key_file: Path | None) -> httpx.Client:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError("--url takes http://HOST:PORT or https://HOST")
-    local = is_loopback(parts.hostname)
-    if parts.scheme == "http" and not local:
-        note = f"note: the key goes to {parts.hostname} unencrypted; use https"
-        Console(stderr=True).print(escape(note), highlight=False)
-    key = _key(key_file)
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    # A proxy of the environment is no way to this machine itself.
-    return httpx.Client(
-        base_url=url.rstrip("/"), headers=headers, timeout=_TIMEOUT_S, trust_env=not local
-    )
-
-
-def _key(key_file: Path | None) -> str | None:
-    if key_file is None:
-        return os.environ.get(KEY_VARIABLE) or None
-    try:
-        key = key_file.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{key_file} can't be read: {type(error).__name__}") from None
-    if not key or not key.isprintable():
-        raise ConfigError(f"{key_file} has no key in it")
-    return key
+    with connected(url, key_file) as client:
+        _show(asked(client, "DELETE", _path(user)), as_json)
 
 
 def _path(user: str, act: str = "") -> str:
@@ -195,34 +159,15 @@ def _pages(client: httpx.Client, level: str | None, limit: int) -> Iterator[dict
             "after": after,
             **({"level": level} if level else {}),
         }
-        page = _asked(client, "GET", "/vauban/users", query=query)
+        page = asked(client, "GET", "/vauban/users", query=query)
         yield from page["users"]
         limit -= len(page["users"])
         after = page["next"]
 
 
-def _asked(
-    client: httpx.Client, method: str, path: str, body: Any = None,
-    query: dict[str, str] | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """:raises UsersFailed: with what the server says."""
-    try:
-        response = client.request(method, path, json=body, params=query)
-        answer = response.json()
-    except httpx.HTTPError as error:
-        raise UsersFailed(f"{client.base_url}: {type(error).__name__}: {error}") from None
-    except ValueError:
-        answer = None
-    if response.is_success and isinstance(answer, dict):
-        return answer
-    told = answer.get("error") if isinstance(answer, dict) else None
-    said = told.get("message") if isinstance(told, dict) else None
-    raise UsersFailed(f"the server answers {response.status_code}: {said or 'no guarded server?'}")
-
-
 def _show(user: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        _print_json(user)
+        print_json(user)
         return
     console = Console()
     if not user.get("current", True):
@@ -231,7 +176,7 @@ def _show(user: dict[str, Any], as_json: bool) -> None:
         value = user.get(name)
         if value not in (None, ""):
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=True)
-            console.print(f"{name:9} {_safe(text)}", highlight=False, soft_wrap=True)
+            console.print(f"{name:9} {safe(text)}", highlight=False, soft_wrap=True)
 
 
 def _row(user: dict[str, Any]) -> tuple[str, ...]:
@@ -241,12 +186,3 @@ def _row(user: dict[str, Any]) -> tuple[str, ...]:
         str(user["id"]), str(user["level"]), str(user["until"] or ""), str(user["by"]),
         "" if score is None else f"{score:.3f}", str(user["reason"]),
     )  # fmt: skip
-
-
-def _safe(text: str) -> str:
-    """Text for a terminal: no markup of ours, no control sequence of anybody's."""
-    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))

@@ -229,13 +229,14 @@ async def make_server(
     def make(*, place: str = "engine", framed: bool = False, **sections: Any) -> Server:
         sections["injection"] = {"block_at": 0.9, "flag_at": 0.5} | sections.get("injection", {})
         sections.setdefault("audit", {"log": str(tmp_path / "audit.log")})
+        sections.setdefault("tools", {"store": "memory"})
         sections.setdefault("sandwich", {} if framed else {"mode": "off"})
         front = Front()
         front.metrics = Metrics(CollectorRegistry())
         front.configure(SimpleNamespace(additional_config={"vauban": sections}, host="127.0.0.1"))
         tokenizer = LetterTokenizer()
         front.tokenizer = tokenizer
-        key = front.policy.model_dump_json(exclude={"audit", "identity"})
+        key = front.policy.model_dump_json(exclude={"audit", "identity", "tools"})
         if key not in guards:  # reading a tokenizer takes its time
             guards[key] = Guard(front.policy, ["<|im_start|>", "<|im_end|>"])
         front.guard = guards[key]
@@ -249,6 +250,7 @@ async def make_server(
         front._sealer = sealer
         front.response_ids = ResponseIds(sealer)
         front.owners = Owners(sealer, front.policy.output)
+        front.open_tool_gate(sealer, given=True)
         front._receiver = ReportReceiver(sealer, runtime_dir)
         front._receiver.open()
         front.ledger.open()

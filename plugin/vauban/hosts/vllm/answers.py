@@ -57,7 +57,7 @@ def error_answer(error: RequestError, shape: Shape, request_id: str) -> Answer:
     kind = _TYPES.get(error.status, "invalid_request_error")
     return Answer(
         error.status,
-        _dump(_error(shape, error.message, kind, error.code, error.param, request_id)),
+        json_body(_error(shape, error.message, kind, error.code, error.param, request_id)),
         headers=headers,
     )
 
@@ -67,7 +67,7 @@ def blocked_answer(shape: Shape, reason: Reason, request_id: str) -> Answer:
     message = _BLOCKED.get(reason, _NOT_SCREENED)
     body = _error(shape, message, "invalid_request_error", CONTENT_FILTER, None, request_id)
     body["error"]["reason"] = reason.value
-    return Answer(400, _dump(body))
+    return Answer(400, json_body(body))
 
 
 def refusal_answer(
@@ -114,7 +114,7 @@ def _chat_refusal(text: str, request_id: str, model: str, stream: bool) -> Answe
                 {"index": 0, "delta": message, "logprobs": None, "finish_reason": CONTENT_FILTER}
             ],
         }
-        return _events([(None, chunk)], done=True)
+        return events_answer([(None, chunk)], done=True)
     choice = {
         "index": 0,
         "message": {**message, "refusal": text},
@@ -123,7 +123,7 @@ def _chat_refusal(text: str, request_id: str, model: str, stream: bool) -> Answe
     }
     usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
     return Answer(
-        200, _dump({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
+        200, json_body({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
     )
 
 
@@ -136,9 +136,9 @@ def _completion_refusal(text: str, request_id: str, model: str, stream: bool) ->
         "choices": [{"index": 0, "text": text, "logprobs": None, "finish_reason": CONTENT_FILTER}],
     }
     if stream:
-        return _events([(None, body)], done=True)
+        return events_answer([(None, body)], done=True)
     usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-    return Answer(200, _dump({**body, "usage": usage}))
+    return Answer(200, json_body({**body, "usage": usage}))
 
 
 def _responses_refusal(text: str, request_id: str, model: str, stream: bool) -> Answer:
@@ -151,31 +151,12 @@ def _responses_refusal(text: str, request_id: str, model: str, stream: bool) -> 
         "content": [part],
     }
     response = {
-        "id": f"resp_{request_id}",
-        "object": "response",
-        "created_at": int(time.time()),
-        "model": model,
+        **response_object(request_id, model, [item]),
         "status": "incomplete",
         "incomplete_details": {"reason": CONTENT_FILTER},
-        "error": None,
-        "instructions": None,
-        "metadata": None,
-        "output": [item],
-        "parallel_tool_calls": True,
-        "temperature": None,
-        "tool_choice": "auto",
-        "tools": [],
-        "top_p": None,
-        "usage": {
-            "input_tokens": 0,
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-            "output_tokens": 0,
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": 0,
-        },
     }
     if not stream:
-        return Answer(200, _dump(response))
+        return Answer(200, json_body(response))
     started = {**response, "status": "in_progress", "output": [], "incomplete_details": None}
     where = {"item_id": item["id"], "output_index": 0, "content_index": 0}
     steps: list[tuple[str, dict[str, Any]]] = [
@@ -189,10 +170,38 @@ def _responses_refusal(text: str, request_id: str, model: str, stream: bool) -> 
         ("response.output_item.done", {"output_index": 0, "item": item}),
         ("response.incomplete", {"response": response}),
     ]
-    return _events(
+    return events_answer(
         (name, {"type": name, "sequence_number": number, **payload})
         for number, (name, payload) in enumerate(steps)
     )
+
+
+def response_object(request_id: str, model: str, output: list[dict[str, Any]]) -> dict[str, Any]:
+    """A response of the Responses API that cost nothing."""
+    return {
+        "id": f"resp_{request_id}",
+        "object": "response",
+        "created_at": int(time.time()),
+        "model": model,
+        "status": "completed",
+        "incomplete_details": None,
+        "error": None,
+        "instructions": None,
+        "metadata": None,
+        "output": output,
+        "parallel_tool_calls": True,
+        "temperature": None,
+        "tool_choice": "auto",
+        "tools": [],
+        "top_p": None,
+        "usage": {
+            "input_tokens": 0,
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "output_tokens": 0,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": 0,
+        },
+    }
 
 
 def _anthropic_refusal(text: str, request_id: str, model: str, stream: bool) -> Answer:
@@ -208,7 +217,7 @@ def _anthropic_refusal(text: str, request_id: str, model: str, stream: bool) -> 
         "usage": usage,
     }
     if not stream:
-        return Answer(200, _dump(message))
+        return Answer(200, json_body(message))
     end = {"stop_reason": "refusal", "stop_sequence": None}
     steps: list[tuple[str, dict[str, Any]]] = [
         ("message_start", {"message": {**message, "content": [], "stop_reason": None}}),
@@ -218,10 +227,12 @@ def _anthropic_refusal(text: str, request_id: str, model: str, stream: bool) -> 
         ("message_delta", {"delta": end, "usage": {"output_tokens": 0}}),
         ("message_stop", {}),
     ]
-    return _events((name, {"type": name, **payload}) for name, payload in steps)
+    return events_answer((name, {"type": name, **payload}) for name, payload in steps)
 
 
-def _events(steps: Iterable[tuple[str | None, dict[str, Any]]], *, done: bool = False) -> Answer:
+def events_answer(
+    steps: Iterable[tuple[str | None, dict[str, Any]]], *, done: bool = False
+) -> Answer:
     lines = []
     for name, payload in steps:
         event = f"event: {name}\n" if name else ""
@@ -231,5 +242,5 @@ def _events(steps: Iterable[tuple[str | None, dict[str, Any]]], *, done: bool = 
     return Answer(200, "".join(lines).encode(), _EVENTS)
 
 
-def _dump(body: dict[str, Any]) -> bytes:
+def json_body(body: dict[str, Any]) -> bytes:
     return json.dumps(body).encode()

@@ -8,7 +8,7 @@ import time
 from collections.abc import MutableMapping
 from typing import Any
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vauban.access.scopes import ADMIN, SYSTEM_PROMPT, allows
@@ -23,7 +23,9 @@ from vauban.hosts.vllm.output import keep_in_step
 from vauban.hosts.vllm.output_events import OutputEditor, output_editor
 from vauban.hosts.vllm.rewrite import Editor, Rewriter
 from vauban.hosts.vllm.routes import PRIORITY_HEADER, STANDING_HEADER, Kind, Route, shape_of
-from vauban.hosts.vllm.serving import client_address, finish, start, stop
+from vauban.hosts.vllm.serving import client_address, finish, send_answer, start, stop
+from vauban.hosts.vllm.tool_gate import Turn
+from vauban.hosts.vllm.tool_stage import ToolStage
 from vauban.mark import RESERVED_KEY
 from vauban.protocol.bodies import Body, parse_body, prompts_in
 from vauban.protocol.features import check_body_features, check_fields
@@ -71,6 +73,8 @@ class Exchange:
         if not allows(principal.scopes, model=self._model):
             raise Forbidden("the credential does not cover this model", param="model")
         check_fields(self._data, self.shape, principal.scopes, front.policy)
+        turn = Turn(principal.id, request_id, path)
+        self._tools = ToolStage(front.tool_gate, self._data, self.shape, turn)
         self._front_ms = 0.0
         self._chars = self._segments = self._tokens = self._added_tokens = 0
         self._findings: tuple[tuple[str, int], ...] = ()
@@ -110,6 +114,10 @@ class Exchange:
             self._reserved().pop(RESERVED_KEY, None)
             await app(*self._forward(scope, receive), send)
             return
+        settled = await self._tools.settle(Headers(scope=scope), self._model)
+        if settled is not None:
+            await send_answer(send, settled, {REQUEST_ID_HEADER: self._request_id})
+            return
         logprobs = self._front.hardening.request(self._data, self.shape, degraded=self._degraded)
         if logprobs is not None:
             self._editors.append(logprobs)
@@ -141,6 +149,7 @@ class Exchange:
         )
         check_body_features(body, self._principal.scopes, front.policy)
         segments = body.segments
+        self._tools.read(segments)
         self._chars = sum(len(s.text) for s in segments if not s.origin.trusted)
         self._segments = len(segments)
         reading = front.guard.read(segments)
@@ -300,7 +309,8 @@ class Exchange:
             self._front.record_refusal(error, self._path, self._request_id)
             return error_answer(error, self.shape, self._request_id)
 
-        return Rewriter(send, self._editors, failed)
+        last = self._tools.editor() if self._route.generates else None
+        return Rewriter(send, self._editors, failed, last=last)
 
     def _limit(self, reported: asyncio.Future[Report]) -> None:
         """The engine has begun to answer, so its verdict must be near: a lost one is a failure."""
@@ -382,16 +392,3 @@ class Exchange:
         )
         self._front.record(decision)
         return decision
-
-
-async def send_answer(send: Send, answer: Answer, headers: dict[str, str]) -> None:
-    """Send an answer of vauban's own."""
-    everything = {
-        "content-type": answer.content_type,
-        "content-length": str(len(answer.body)),
-        **dict(answer.headers),
-        **headers,
-    }
-    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in everything.items()]
-    await send({"type": "http.response.start", "status": answer.status, "headers": raw})
-    await send({"type": "http.response.body", "body": answer.body})

@@ -8,20 +8,26 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from vauban.access.approval import Approvals, Step
+from vauban.access.approval_place import open_place
 from vauban.access.identity import Identity, require_safe_bind
 from vauban.access.ledger import Ledger
+from vauban.access.receipt import Receipts
 from vauban.access.standing import Standing, Transition
+from vauban.access.tool_rules import ToolRules
 from vauban.detectors.windows import Windows
-from vauban.errors import ConfigError, RequestError
+from vauban.errors import ConfigError, RequestError, StateUnavailable
 from vauban.guard import Guard
 from vauban.hosts.vllm.channel import Report, ReportReceiver, announced_engines
 from vauban.hosts.vllm.routes import Kind, Route, RouteTable
 from vauban.hosts.vllm.runtime import open_runtime
 from vauban.hosts.vllm.settings import policy_from
 from vauban.hosts.vllm.stored import ResponseIds
-from vauban.mark import Mark, Order, new_nonce
+from vauban.hosts.vllm.tool_gate import ToolGate, safe_name
+from vauban.mark import Mark, Order, Sealer, new_nonce
 from vauban.policy import Policy
 from vauban.protocol.framing import Framer, make_framer
 from vauban.protocol.hardening import Hardening
@@ -59,6 +65,7 @@ class Front:
     owners: Owners
     response_ids: ResponseIds
     treatment: Treatment
+    tool_gate: ToolGate
     ledger: Ledger
     place: str
     default_model: str
@@ -84,6 +91,8 @@ class Front:
         self.routes = RouteTable(self.policy.routes)
         self.audit = AuditLog(self.policy.audit)
         self._open_ledger(args)
+        self._tool_rules = ToolRules(self.policy.tools)
+        self._api_servers = getattr(args, "api_server_count", None) or 1
         self.hardening = Hardening(self.policy.logprobs, getattr(args, "max_logprobs", -1))
 
     def open(self, state: State) -> None:
@@ -107,6 +116,7 @@ class Front:
         self._sealer = runtime.sealer
         self.response_ids = ResponseIds(runtime.sealer)
         self.owners = Owners(runtime.sealer, self.policy.output)
+        self.open_tool_gate(runtime.sealer, given=runtime.given)
         receiver = ReportReceiver(runtime.sealer, runtime.directory)
         receiver.open()
         self._receiver = receiver
@@ -124,6 +134,7 @@ class Front:
             self._receiver.close()
             self._receiver = None
             self.ledger.close()
+            self.tool_gate.approvals.close()
         if self._queue is not None:
             self._queue.close()
 
@@ -142,14 +153,14 @@ class Front:
     def standing(self, principal: Principal, route: Route) -> Standing:
         """How a caller is treated on a route.
 
-        Only an operator shuts the users' routes: neither a detector nor a lost store may keep
+        Only an operator shuts the guard's own routes: neither a detector nor a lost store may keep
         the one out who could put it right. What tells of the server's health needs no store.
 
         :raises StandingUnknown: the store is lost and policy says to serve nobody.
         """
         if self.policy.response.mode is Mode.OFF:
             return Standing(principal.id)
-        if route.kind is Kind.USERS:
+        if route.kind.is_own:
             return self.ledger.decided(principal.id)
         if route.kind is Kind.PASSED and not route.stored:
             return self.ledger.remembered(principal.id)
@@ -216,6 +227,24 @@ class Front:
         self.metrics.observe_transition(transition)
         self.audit.transition(transition)
 
+    def record_tool_call(self, **fields: Any) -> None:
+        """Audit a call that does not pass freely: names and reasons, no arguments."""
+        self.audit.tool_call(**fields)
+
+    def record_step(self, step: Step) -> None:
+        """From any thread."""
+        approval = step.approval
+        self.metrics.approvals.labels(step.action).inc()
+        self.audit.approval(
+            id=approval.id,
+            action=step.action,
+            principal=approval.tenant,
+            by=step.by,
+            state=approval.state.value,
+            tools=[safe_name(call.tool) for call in approval.calls],
+            policy=approval.policy,
+        )
+
     def record_output(self, findings: Mapping[tuple[str, str], int], **ids: str) -> None:
         """Count and audit what was found in an answer: detectors and actions, no text."""
         for (detector, action), number in findings.items():
@@ -246,6 +275,24 @@ class Front:
             on_levels=self.metrics.count_levels,
         )
         self.ledger = self.treatment.ledger
+
+    def open_tool_gate(self, sealer: Sealer, *, given: bool) -> None:
+        """:raises ConfigError: approvals can't be kept where the policy says."""
+        tools = self.policy.tools
+        store, secret = open_place(
+            self.policy.state, tools, own=sealer.tag(b"approvals", b""), given=given,
+            processes=self._api_servers,
+        )  # fmt: skip
+        approvals = Approvals(store, secret, tools, on_step=self.record_step)
+        with suppress(StateUnavailable):  # asked again for each call
+            if tools.mode is not Mode.OFF:
+                approvals.open()
+        self.tool_gate = ToolGate(
+            tools, self._tool_rules, approvals, Receipts(secret, tools.receipt_s),
+            record=self.record_tool_call,
+            count=lambda decision, why: self.metrics.tool_calls.labels(decision, why).inc(),
+            approvers=not self.identity.anonymous_allowed,
+        )  # fmt: skip
 
     def _find_place(self, engines: Sequence[str]) -> str:
         wanted = self.policy.encoder.place

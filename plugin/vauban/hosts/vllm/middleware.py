@@ -36,12 +36,15 @@ from vauban.errors import (
     RouteRefused,
 )
 from vauban.hosts.vllm.answers import Answer, error_answer
-from vauban.hosts.vllm.exchange import REQUEST_ID_HEADER, Exchange, send_answer
+from vauban.hosts.vllm.approvals import ApprovalsApi
+from vauban.hosts.vllm.exchange import REQUEST_ID_HEADER, Exchange
 from vauban.hosts.vllm.front import Front
 from vauban.hosts.vllm.output_events import output_editor
 from vauban.hosts.vllm.rewrite import Editor, Rewriter
 from vauban.hosts.vllm.routes import Kind, Route
-from vauban.hosts.vllm.serving import client_address
+from vauban.hosts.vllm.serving import client_address, send_answer
+from vauban.hosts.vllm.tool_gate import Turn
+from vauban.hosts.vllm.tool_stage import withholder
 from vauban.hosts.vllm.users import UsersApi
 from vauban.protocol.shapes import Shape
 from vauban.treatment import refuse, treated
@@ -51,7 +54,7 @@ Message = MutableMapping[str, Any]
 
 _SEEN = "vauban.guarded"
 _STORED_PATH = "/v1/responses/{response_id}"
-_USERS_PATH = "/vauban/users"
+_OWN_PATHS = {Kind.USERS: "/vauban/users", Kind.APPROVALS: "/vauban/approvals"}
 _STORED_PART = 3
 
 
@@ -66,7 +69,10 @@ class GuardMiddleware:
     def __init__(self, app: ASGIApp, front: Front | None = None) -> None:
         self._app = app
         self._front = front or Front()
-        self._users = UsersApi(self._front)
+        self._own: dict[Kind, UsersApi | ApprovalsApi] = {
+            Kind.USERS: UsersApi(self._front),
+            Kind.APPROVALS: ApprovalsApi(self._front),
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -112,10 +118,11 @@ class GuardMiddleware:
                     }
                 await self._app(scope, receive, send)
                 return
-            if route.kind is Kind.USERS:  # no slot: an operator gets through to a full server
+            if route.kind.is_own:  # no slot: an operator gets through to a full server
                 raw = await self._read_in_time(scope, receive)
-                answer = await self._users.answer(scope["method"], found, scope["query_string"],
-                                                  raw, principal.id)  # fmt: skip
+                answer = await self._own[route.kind].answer(
+                    scope["method"], found, scope.get("query_string", b""), raw, principal.id
+                )
                 await send_answer(send, answer, {REQUEST_ID_HEADER: request_id})
                 return
             with self._slot():
@@ -145,7 +152,11 @@ class GuardMiddleware:
             self._front.record_refusal(error, _STORED_PATH, request_id)
             return error_answer(error, Shape.RESPONSES, request_id)
 
-        return Rewriter(send, editors, failed).send
+        # Whoever reads it now may not be there for an answer; and what the model had read is not
+        # known any more.
+        turn = Turn(principal.id, request_id, _STORED_PATH, tainted=True, may_ask=False)
+        last = withholder(front.tool_gate, Shape.RESPONSES, turn)
+        return Rewriter(send, editors, failed, last=last).send
 
     def _route(self, scope: Scope) -> tuple[Route | None, str]:
         path: str = scope["path"]
@@ -232,8 +243,8 @@ class GuardMiddleware:
 
 def _named(route: Route, found: str) -> str:
     """The path as it is counted and audited: without what a client chose in it."""
-    if route.kind is Kind.USERS:
-        return _USERS_PATH
+    if route.kind.is_own:
+        return _OWN_PATHS[route.kind]
     return _STORED_PATH if route.stored else found
 
 

@@ -211,7 +211,7 @@ class _Choice:
             if stream.stopped or any(cut.start < end and start < cut.end for cut in cuts):
                 continue
             for name, value in attached.items():
-                part[name] = _joined(part.get(name), value)
+                part[name] = joined(part.get(name), value)
 
 
 def keep_in_step(data: dict[str, Any]) -> None:
@@ -245,14 +245,14 @@ def _call_index(delta: Any, function: dict[str, Any]) -> Any:
     return 0
 
 
-def _joined(known: Any, more: Any) -> Any:
+def joined(known: Any, more: Any) -> Any:
     """Two pieces of parallel lists as one."""
     if known is None:
         return more
     if isinstance(known, list) and isinstance(more, list):
         return known + more
     if isinstance(known, dict) and isinstance(more, dict):
-        return {name: _joined(known.get(name), more.get(name)) for name in known | more}
+        return {name: joined(known.get(name), more.get(name)) for name in known | more}
     return known
 
 

@@ -73,10 +73,24 @@ class Editor(Protocol):
         ...
 
 
+class LastEditor(Protocol):
+    """Comes after the editors and may wait for a store."""
+
+    async def body(self, payload: Any) -> bool:
+        """As `Editor.body`."""
+        ...
+
+    async def events(self, events: list[Event]) -> list[Event]:
+        """What goes out in the place of these events, in order. An event that tells of an error
+        must pass."""
+        ...
+
+
 class Rewriter:
     """Stands in for `send` of one answer.
 
     :param editors: run in order, each on what the one before made of it.
+    :param last: gets what they leave.
     :param failed: makes the answer that replaces one that can't be edited.
     :param on_stop: called once when a stream or an unreadable answer is ended early: cancels what
         the application still does for it.
@@ -88,9 +102,11 @@ class Rewriter:
         editors: Sequence[Editor],
         failed: Callable[[UnreadableAnswer], Answer],
         on_stop: Callable[[], None] = lambda: None,
+        last: LastEditor | None = None,
     ) -> None:
         self._send = send
         self._editors = editors
+        self._last = last
         self._failed = failed
         self.on_stop = on_stop
         self.stopped = False
@@ -112,7 +128,7 @@ class Rewriter:
     async def _begin(self, message: Message) -> None:
         headers = Headers(raw=list(message.get("headers", [])))
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if message["status"] >= 400 or not self._editors:
+        if message["status"] >= 400 or not (self._editors or self._last):
             await self._send(message)
             return
         if kind == _EVENTS:
@@ -144,6 +160,8 @@ class Rewriter:
         changed = False
         for editor in self._editors:
             changed = editor.body(payload) or changed
+        if self._last is not None:
+            changed = await self._last.body(payload) or changed
         if changed:
             body = dump(payload)
         start = self._start or {}
@@ -172,13 +190,13 @@ class Rewriter:
         last = not message.get("more_body", False)
         out = bytearray()
         for raw in self._split(last):
-            out += self._edit(raw)
+            out += await self._written(self._edit(raw))
             if self.stopped:
                 break
         if not self.stopped and len(self._buffer) > MAX_EVENT_BYTES:
-            out += self._broken(f"an event is over {MAX_EVENT_BYTES} bytes")
+            out += await self._written(self._broken(f"an event is over {MAX_EVENT_BYTES} bytes"))
         if last and not self.stopped:
-            out += self._through(0, (), ending=True)
+            out += await self._written(self._through(0, (), ending=True))
         if out or last or self.stopped:
             more = not (last or self.stopped)
             await self._send({"type": "http.response.body", "body": bytes(out), "more_body": more})
@@ -196,13 +214,18 @@ class Rewriter:
             self._buffer.clear()
             yield raw
 
-    def _edit(self, raw: bytes) -> bytes:
+    async def _written(self, events: list[Event]) -> bytes:
+        if self._last is not None:
+            events = await self._last.events(events)
+        return b"".join(map(_write, events))
+
+    def _edit(self, raw: bytes) -> list[Event]:
         event = _parse(raw)
         if event is None:
             return self._broken("an event is not valid JSON")
         return self._through(0, (event,))
 
-    def _through(self, first: int, events: Iterable[Event], *, ending: bool = False) -> bytes:
+    def _through(self, first: int, events: Iterable[Event], *, ending: bool = False) -> list[Event]:
         """Send events through the editors from `first` on; at the end of a stream also what
         each of them still has to say, through those after it."""
         current = list(events)
@@ -217,13 +240,13 @@ class Rewriter:
             current = given
             if editor.stopped:
                 self._stop()
-        return b"".join(map(_write, current))
+        return current
 
-    def _broken(self, why: str) -> bytes:
+    def _broken(self, why: str) -> list[Event]:
         """End a stream that can't be read on."""
         answer = self._failed(UnreadableAnswer(why))
         self._stop()
-        return b"data: " + answer.body + b"\n\n"
+        return [Event(json.loads(answer.body), raw=b"data: " + answer.body + b"\n\n")]
 
     def _stop(self) -> None:
         if not self.stopped:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from starlette.routing import compile_path
 
-from vauban.access.scopes import ADMIN
+from vauban.access.scopes import ADMIN, APPROVE
 from vauban.policy import RoutesPolicy
 from vauban.protocol.shapes import Shape
 
@@ -33,6 +33,13 @@ class Kind(StrEnum):
     """Takes no text: identity only, or nothing at all."""
     USERS = "users"
     """Answered by the guard itself: how users are treated."""
+    APPROVALS = "approvals"
+    """Answered by the guard itself: tool calls that wait for a person."""
+
+    @property
+    def is_own(self) -> bool:
+        """Answered by the guard itself."""
+        return self in (Kind.USERS, Kind.APPROVALS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,7 @@ _OPEN = Route(Kind.PASSED, None)
 _STORED = Route(Kind.PASSED, "responses", Shape.RESPONSES, stored=True)
 
 _USERS = Route(Kind.USERS, ADMIN)
+_APPROVALS = Route(Kind.APPROVALS, APPROVE)
 
 _TABLE: dict[tuple[str, str], Route] = {
     ("POST", "/v1/chat/completions"): _guarded("chat", Shape.CHAT),
@@ -95,6 +103,11 @@ _TABLE: dict[tuple[str, str], Route] = {
     ("POST", "/vauban/users/{principal_id:path}/ban"): _USERS,
     ("POST", "/vauban/users/{principal_id:path}/unban"): _USERS,
     ("POST", "/vauban/users/{principal_id:path}/level"): _USERS,
+    ("GET", "/vauban/approvals"): _APPROVALS,
+    ("GET", "/vauban/approvals/{approval_id}"): _APPROVALS,
+    ("POST", "/vauban/approvals/{approval_id}/approve"): _APPROVALS,
+    ("POST", "/vauban/approvals/{approval_id}/deny"): _APPROVALS,
+    ("GET", "/vauban/receipt-key"): _APPROVALS,
     ("GET", "/v1/models"): Route(Kind.PASSED, "models"),
     ("GET", "/health"): _OPEN,
     ("GET", "/ping"): _OPEN,

@@ -19,12 +19,16 @@ from vauban.errors import ConfigError
 from vauban.mark import SECRET_VARIABLE, Sealer
 
 DIRECTORY_VARIABLE = "VAUBAN_RUNTIME_DIR"
+MADE_VARIABLE = "VAUBAN_SECRET_MADE"
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
+    """`given`: the secret is the operator's, so it will be the same after a restart."""
+
     sealer: Sealer
     directory: Path
+    given: bool
 
 
 def open_runtime() -> Runtime:
@@ -34,6 +38,7 @@ def open_runtime() -> Runtime:
     """
     if SECRET_VARIABLE not in os.environ:
         os.environ[SECRET_VARIABLE] = secrets.token_hex(32)
+        os.environ[MADE_VARIABLE] = "1"
     if DIRECTORY_VARIABLE not in os.environ:
         made = tempfile.mkdtemp(prefix="vauban-")  # mode 0700
         os.environ[DIRECTORY_VARIABLE] = made
@@ -46,7 +51,8 @@ def open_runtime() -> Runtime:
             f"{SECRET_VARIABLE} must be at least 32 hexadecimal digits, the same in every process"
             " of one server; unset it to have one made"
         ) from None
-    return Runtime(sealer, _private(Path(os.environ[DIRECTORY_VARIABLE])))
+    given = MADE_VARIABLE not in os.environ
+    return Runtime(sealer, _private(Path(os.environ[DIRECTORY_VARIABLE])), given)
 
 
 def configure_logging() -> None:

@@ -6,6 +6,7 @@ import asyncio
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from vauban.hosts.vllm.answers import Answer
 from vauban.hosts.vllm.rewrite import Rewriter
 
 
@@ -48,6 +49,19 @@ async def stop(serving: asyncio.Future[None]) -> None:
         serving.cancel()
         # What it raises on the way out is not what this request is answered with.
         await asyncio.gather(serving, return_exceptions=True)
+
+
+async def send_answer(send: Send, answer: Answer, headers: dict[str, str]) -> None:
+    """Send an answer of vauban's own."""
+    everything = {
+        "content-type": answer.content_type,
+        "content-length": str(len(answer.body)),
+        **dict(answer.headers),
+        **headers,
+    }
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in everything.items()]
+    await send({"type": "http.response.start", "status": answer.status, "headers": raw})
+    await send({"type": "http.response.body", "body": answer.body})
 
 
 async def _run(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

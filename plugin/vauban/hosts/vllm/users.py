@@ -47,14 +47,14 @@ def _printable(text: str) -> str:
     return text
 
 
-_Reason = Annotated[
+GivenReason = Annotated[
     str, Field(min_length=1, max_length=MAX_REASON_CHARS), AfterValidator(_printable)
 ]
 
 
 class _Unban(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
-    reason: _Reason
+    reason: GivenReason
 
 
 class _Ban(_Unban):
@@ -103,13 +103,13 @@ class UsersApi:
         if act is None:
             return lambda: ledger.forget(principal_id, by=operator)
         if act == "unban":
-            forgiven = _parsed(_Unban, raw)
+            forgiven = parsed(_Unban, raw)
             return lambda: ledger.unban(principal_id, by=operator, reason=forgiven.reason)
         if act == "ban":
-            wanted = _parsed(_Ban, raw)
+            wanted = parsed(_Ban, raw)
             level, action = Level.BANNED, act
         else:
-            wanted = _parsed(_SetLevel, raw)
+            wanted = parsed(_SetLevel, raw)
             level, action = Level[wanted.level.upper()], act
         if level >= Level.HELD and principal_id == operator:
             raise MalformedRequest("this is your own credential; use another one of scope admin")
@@ -152,7 +152,7 @@ def _check_id(principal_id: str) -> None:
         raise NotFound("a user's id is key:, jwt: or anon: and what belongs to it")
 
 
-def _parsed(kind: type[B], raw: bytes) -> B:
+def parsed(kind: type[B], raw: bytes) -> B:
     try:
         return kind.model_validate_json(raw)
     except ValidationError as error:

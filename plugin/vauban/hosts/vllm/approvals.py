@@ -1,0 +1,129 @@
+"""The approvers' routes: tool calls that wait for a person. Scope `approve` only.
+
+    GET  /vauban/approvals?state=pending&limit=100    {"approvals": [...]}, newest first
+    GET  /vauban/approvals/ID
+    POST /vauban/approvals/ID/approve  {"reason"}
+    POST /vauban/approvals/ID/deny     {"reason"}      also takes an approval back
+    GET  /vauban/receipt-key                           {"key": JWK} that receipts are verified with
+
+Names and arguments are ASCII: what is invisible or turns the direction of text shows as an escape.
+The credential that asked for a call can't approve it, and who has none can't approve anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+from pydantic import BaseModel, ConfigDict
+
+from vauban.access.approval import Approval, State
+from vauban.errors import (
+    ApprovalRefused,
+    ApprovalsLost,
+    MalformedRequest,
+    NotFound,
+    StateUnavailable,
+)
+from vauban.hosts.vllm.answers import Answer, json_body
+from vauban.hosts.vllm.front import Front
+from vauban.hosts.vllm.tool_gate import escaped
+from vauban.hosts.vllm.users import GivenReason, parsed
+from vauban.treatment import moment
+
+MAX_LISTED: Final = 500
+_PATH: Final = re.compile(r"/vauban/approvals(?:/(?P<id>[^/]+)(?:/(?P<act>approve|deny))?)?")
+
+
+class _Decision(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    reason: GivenReason
+
+
+class ApprovalsApi:
+    """Answers for the approvals of one front."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    async def answer(
+        self, _method: str, path: str, query: bytes, raw: bytes, operator: str
+    ) -> Answer:
+        """:raises RequestError: not what the route takes, no such approval, it may not be decided
+        so, or the store is lost.
+
+        :param _method: told by the path.
+        :param operator: principal id of the caller.
+        """
+        gate = self._front.tool_gate
+        if path == "/vauban/receipt-key":
+            return Answer(200, json_body({"key": gate.receipts.public_key()}))
+        matched = _PATH.fullmatch(path)
+        if matched is None:
+            raise NotFound("there is no approval with this id")
+        approval_id, act = matched["id"], matched["act"]
+        try:
+            if approval_id is None:
+                wanted, limit = _listing(query)
+                found = await asyncio.to_thread(gate.approvals.all)
+                rows = [_shown(a) for a in reversed(found) if wanted in (None, a.state)]
+                return Answer(200, json_body({"approvals": rows[:limit]}))
+            if act is None:
+                return _one(await asyncio.to_thread(gate.approvals.get, approval_id))
+            given = parsed(_Decision, raw)
+            if operator.startswith("anon:"):
+                raise ApprovalRefused("an approval takes a credential")
+            return _one(
+                await asyncio.to_thread(
+                    gate.approvals.decide, approval_id, approve=act == "approve", by=operator,
+                    reason=given.reason,
+                )
+            )  # fmt: skip
+        except StateUnavailable:
+            raise ApprovalsLost("the store does not answer; look whether it was done") from None
+
+
+def _listing(query: bytes) -> tuple[State | None, int]:
+    """The state and the number that are asked for."""
+    try:
+        given = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=2)
+    except ValueError:
+        raise MalformedRequest("at most state and limit are taken") from None
+    if wrong := set(given) - {"state", "limit"}:
+        raise MalformedRequest("only state and limit are taken", param=min(wrong)[:40])
+    state, limit = (given.get(name, [""])[-1] for name in ("state", "limit"))
+    if state and state not in {known.value for known in State}:
+        raise MalformedRequest("there is no such state", param="state")
+    if limit and not (limit.isdecimal() and 1 <= int(limit[:9]) <= MAX_LISTED):
+        raise MalformedRequest(f"1 to {MAX_LISTED}", param="limit")
+    return State(state) if state else None, int(limit or 100)
+
+
+def _one(approval: Approval) -> Answer:
+    return Answer(200, json.dumps(_shown(approval)).encode())
+
+
+def _shown(approval: Approval) -> dict[str, Any]:
+    return {
+        "id": approval.id,
+        "state": approval.state.value,
+        "caller": approval.tenant,
+        "created": moment(approval.created),
+        "expires": moment(approval.expires),
+        "calls": [
+            {
+                "tool": escaped(call.tool),
+                "arguments": call.arguments,
+                "why": call.why,
+                "schema_sha256": call.schema,
+            }
+            for call in approval.calls
+        ],
+        "by": approval.by,
+        "reason": approval.reason,
+        "decided": moment(approval.decided) if approval.decided else None,
+        "policy": approval.policy,
+    }

@@ -1,0 +1,281 @@
+"""Judges the tool calls in answers: lets them pass, holds them for a person, or takes them out.
+
+`ToolGate` is one server's: policy, store, receipts. A `Turn` is one request's; what the protocols'
+editors (`withheld*.py`) ask it to judge are the calls of one turn of the model. They leave
+together or not at all: half of a turn is not what the model meant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from vauban.access.approval import Approval, Approvals, Call, State
+from vauban.access.arguments import canonical
+from vauban.access.receipt import Receipts
+from vauban.access.tool_rules import Ruling, ToolDecision, ToolRules, Why
+from vauban.errors import ApprovalsLost, NotFound, StateUnavailable
+from vauban.guard import hold_calls, rule_on_call
+from vauban.policy_tools import ToolsPolicy
+from vauban.treatment import moment
+from vauban.types import Mode
+
+HEADER: Final = "x-approval-id"
+# What the items of one approval are told apart by stands behind its id.
+_ITEM_ID: Final = re.compile(r"(apr_[0-9A-Za-z_-]{24})(?:-\d{1,3})?")
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_DENIED: Final = {
+    Why.RULE: "the server's policy does not allow it",
+    Why.UNLISTED: "the server's policy does not know this tool",
+    Why.DESTRUCTIVE: "the server's policy does not allow tools that destroy, send or spend",
+    Why.TAINTED: "the model had read texts of tools or documents",
+    Why.NOT_JSON: "its arguments are not one plain JSON object",
+    Why.TOO_LARGE: "its arguments are too large to be judged",
+    Why.SCHEMA: "its arguments do not match the server's schema",
+    Why.RECIPIENT: "a recipient is outside of what the server's policy allows",
+    Why.AMOUNT: "an amount is outside of what the server's policy allows",
+    Why.PATH: "a path is outside of what the server's policy allows",
+    Why.NAME: "its name is too long",
+    Why.READ_LATER: "it needs a person's approval, which a response that is read later can't get",
+    Why.TOO_MANY: "too many calls wait for approval already",
+    Why.FAILED: "it could not be judged or kept now",
+    Why.DEFAULT: "the server's policy does not allow it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A call as the model made it; `arguments` as text."""
+
+    id: str
+    name: str
+    arguments: str
+    namespace: str = ""
+    kind: str = "function"
+
+    @property
+    def tool(self) -> str:
+        return f"{self.namespace}__{self.name}" if self.namespace else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What becomes of the calls of a turn.
+
+    `approval` is what the client is told besides, or None where they pass as they are. `calls`:
+    what waits or was released, canonical; empty where they are denied. `text` says it in words.
+    """
+
+    decision: ToolDecision
+    text: str = ""
+    approval: dict[str, Any] | None = None
+    calls: tuple[Call, ...] = ()
+
+    @property
+    def passes(self) -> bool:
+        return self.decision is ToolDecision.ALLOW
+
+
+@dataclass(slots=True)
+class Turn:
+    """What the gate has to know of a request. `tainted`: its texts come from tools or documents,
+    too. `may_ask`: the client is there to come back with an approval."""
+
+    principal: str
+    request_id: str
+    route: str
+    tools: Mapping[str, str] = field(default_factory=dict)
+    tainted: bool = False
+    may_ask: bool = True
+
+
+class ToolGate:
+    """
+    :param record: called for each call that does not pass freely, with fields for the audit log.
+    :param count: called for each call with decision and why.
+    :param approvers: whether another credential can exist on this server at all.
+    """
+
+    def __init__(
+        self, policy: ToolsPolicy, rules: ToolRules, approvals: Approvals, receipts: Receipts, *,
+        record: Callable[..., None] = lambda **_: None,
+        count: Callable[[str, str], None] = lambda *_: None, approvers: bool = True,
+    ) -> None:  # fmt: skip
+        self.approvals = approvals
+        self.receipts = receipts
+        self.watches = policy.mode is not Mode.OFF
+        self.enforces = policy.mode is Mode.ENFORCE
+        self._digest = policy.digest
+        self._rules = rules
+        self._record = record
+        self._count = count
+        self._approvers = approvers
+
+    async def judge(self, turn: Turn, calls: Sequence[Said]) -> Outcome:
+        """The calls of one turn of the model. The strictest ruling counts for all of them."""
+        rulings = [
+            rule_on_call(self._rules, call.tool, call.arguments, tainted=turn.tainted)
+            for call in calls
+        ]
+        worst = max(rulings, key=lambda ruling: ruling.decision)
+        held: Approval | Why | None = None
+        if worst.decision is ToolDecision.ASK and self.enforces:
+            held = await self._hold(turn, calls, rulings)
+            if isinstance(held, Why):
+                worst = Ruling(ToolDecision.DENY, held)
+                rulings = [worst for _ in calls]
+        self._told(turn, calls, rulings, worst)
+        if worst.decision is ToolDecision.ALLOW or not self.enforces:
+            return Outcome(ToolDecision.ALLOW)
+        if isinstance(held, Approval):
+            return self._waits(held)
+        return self._denied(calls, worst.why)
+
+    async def settle(self, turn: Turn, approval_id: str) -> Outcome:
+        """What has become of an approval; its calls, if they are released now.
+
+        :raises RequestError: none of this caller's, used already, or void.
+        """
+        try:
+            found = await asyncio.to_thread(
+                self.approvals.release, _plain_id(approval_id), turn.principal, turn.tools
+            )
+        except StateUnavailable:
+            raise ApprovalsLost("approvals can't be looked up now; try again") from None
+        if found.state is State.PENDING:
+            return self._waits(found)
+        if found.state is not State.RELEASED:
+            return self._ended(found)
+        told = {
+            **_told_of(found), "approved_by": found.by,
+            "receipts": self.receipts.sign(found, time.time()),
+        }  # fmt: skip
+        return Outcome(ToolDecision.ALLOW, "", told, found.calls)
+
+    async def withdraw(self, turn: Turn, approval_id: str) -> str:
+        """The caller says no to its own call; what the model is told of it.
+
+        :raises RequestError: none of this caller's.
+        """
+        try:
+            found = await asyncio.to_thread(
+                self.approvals.withdraw, _plain_id(approval_id), turn.principal
+            )
+        except StateUnavailable:
+            raise ApprovalsLost("approvals can't be changed now; try again") from None
+        names = _names(call.tool for call in found.calls)
+        if found.state is State.RELEASED:
+            return f"The call of {names} has been approved already."
+        return f"The call of {names} was not approved."
+
+    # -- what clients are told -------------------------------------------------------------------
+
+    def _waits(self, held: Approval) -> Outcome:
+        names = _names(call.tool for call in held.calls)
+        text = (
+            f"[The call of {names} was held back: it needs a person's approval. Approval id:"
+            f" {held.id}, open until {moment(held.expires)}."
+        )
+        if self._approvers:
+            text += (
+                " Once somebody else has approved it, send the same request again with the header"
+                f" X-Approval-Id: {held.id}]"
+            )
+        else:
+            text += (
+                " This server runs without keys, so nobody can: its operator has to make keys, or"
+                " a rule for this tool.]"
+            )
+        return Outcome(ToolDecision.ASK, text, _told_of(held), held.calls)
+
+    def _ended(self, found: Approval) -> Outcome:
+        names = _names(call.tool for call in found.calls)
+        if found.state is State.EXPIRED:
+            text = f"[The call of {names} was denied: nobody has approved it in time.]"
+        else:
+            # A text of the approver's, for the model and the user.
+            reason = f" Reason: {found.reason}" if found.reason else ""
+            text = f"[The call of {names} was denied.{reason}]"
+        return Outcome(ToolDecision.DENY, text, _told_of(found))
+
+    def _denied(self, calls: Sequence[Said], why: Why) -> Outcome:
+        told = {"id": None, "state": State.DENIED.value, "reason": why.value}
+        text = f"[The call of {_names(call.tool for call in calls)} was held back: {_DENIED[why]}.]"
+        return Outcome(ToolDecision.DENY, text, told)
+
+    # -- keeping and telling ---------------------------------------------------------------------
+
+    async def _hold(
+        self, turn: Turn, calls: Sequence[Said], rulings: Sequence[Ruling]
+    ) -> Approval | Why:
+        if not turn.may_ask:
+            return Why.READ_LATER
+        kept = []
+        for call, ruling in zip(calls, rulings, strict=True):
+            # One that would have passed by itself is shown and bound like the others.
+            read = self._rules.read(call.arguments)
+            if isinstance(read, Why):
+                return read
+            kept.append(
+                Call(call.id, call.name, canonical(read), turn.tools.get(call.tool, ""),
+                     ruling.why.value, call.namespace, call.kind)
+            )  # fmt: skip
+        return await asyncio.to_thread(hold_calls, self.approvals, turn.principal, kept)
+
+    def _told(
+        self, turn: Turn, calls: Sequence[Said], rulings: Sequence[Ruling], worst: Ruling
+    ) -> None:
+        for ruling in rulings:
+            self._count(ruling.decision.name.lower(), ruling.why.value)
+        if worst.decision is ToolDecision.ALLOW:
+            return
+        self._record(
+            request_id=turn.request_id,
+            principal=turn.principal,
+            route=turn.route,
+            decision=worst.decision.name.lower(),
+            reason=worst.why.value,
+            enforced=self.enforces,
+            tainted=turn.tainted,
+            tools=[safe_name(call.tool) for call in calls],
+            policy=self._digest,
+        )
+
+
+def safe_name(name: str) -> str:
+    """A tool's name where it stands in a text or a log. It is a model's or a client's text."""
+    return name if _PLAIN_NAME.fullmatch(name) else "(another name)"
+
+
+def _plain_id(approval_id: str) -> str:
+    """:raises NotFound: it can't be one."""
+    found = _ITEM_ID.fullmatch(approval_id)
+    if found is None:
+        raise NotFound("there is no approval with this id")
+    return found[1]
+
+
+def escaped(name: str) -> str:
+    return json.dumps(name)[1:-1]
+
+
+def _names(names: Any) -> str:
+    return ", ".join(dict.fromkeys(safe_name(name) for name in names))
+
+
+def _told_of(approval: Approval) -> dict[str, Any]:
+    """An approval as its caller sees it. Everything in it is ASCII."""
+    return {
+        "id": approval.id,
+        "state": approval.state.value,
+        "expires_at": moment(approval.expires),
+        "calls": [
+            {"tool": escaped(call.tool), "arguments": call.arguments, "why": call.why}
+            for call in approval.calls
+        ],
+    }
