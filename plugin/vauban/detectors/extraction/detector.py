@@ -2,8 +2,9 @@
 
 Fed with the embeddings that the injection screen has paid for, all new requests of a step at
 once. Per caller it keeps a bounded window (`profile.py`) and asks how unlike honest people that
-is (`features.py`, `reference.py`); declared services are compared with themselves
-(`service.py`); accounts that are linked are judged together (`campaign.py`).
+is (`features.py`, `reference.py`), also over all windows so far (`accumulated.py`); declared
+services are compared with themselves (`service.py`); accounts that are linked are judged together
+(`campaign.py`).
 
 A caller's own score depends on that caller's queries alone, not on how requests were batched.
 No text comes in here, and none can be had back: a query is 64 small numbers and a few measures.
@@ -22,6 +23,7 @@ from typing import Final
 
 import numpy as np
 
+from vauban.detectors.extraction.accumulated import SEGMENT
 from vauban.detectors.extraction.article import ARTICLE_BAN, article_score
 from vauban.detectors.extraction.campaign import MAX_RAISE, Campaign, Campaigns
 from vauban.detectors.extraction.index import SharedIndex
@@ -173,6 +175,10 @@ class ExtractionDetector:
         suspicion = profile.judge(self.reference)
         score = self.reference.score(suspicion)
         signals = [(f"arm:{suspicion.arm}", round(suspicion.tail, 2))] if suspicion.arm else []
+        signals += [
+            ("accumulated", round(profile.over_all.tail, 2)),
+            ("accumulated_queries", float(round(profile.accumulated.segments * SEGMENT))),
+        ]
         campaign: Campaign | None = None
         if suspicion is not NONE:
             tail = tail_of(suspicion.tail, self.reference.ever)
