@@ -12,8 +12,8 @@ from vauban.types import Level, Mode
 
 
 class ExtractionPolicy(Section):
-    """Who explores the model systematically. A score of 1/6 is reached by one honest person in
-    ten within 2,048 queries, 2/6 by one in a hundred, and so on."""
+    """Who explores the model systematically. A score of 1/6 is ever reached by one honest person
+    in ten within 5,120 queries, 2/6 by one in a hundred, and so on."""
 
     mode: Mode = field(
         Mode.ENFORCE, "enforce, monitor (no level is set, only reported) or off (no state kept)."
@@ -65,7 +65,7 @@ class ExtractionPolicy(Section):
     )
     max_memory_bytes: int = field(
         1024**3,
-        "Memory for callers' windows, about 60 kB each at most; over it, who was silent longest"
+        "Memory for callers' windows, about 46 kB each at most; over it, who was silent longest"
         " is forgotten.",
         "bytes",
         ge=1024**2,

@@ -15,6 +15,9 @@ from vauban.detectors.windows import Windows
 from vauban.errors import ConfigError
 from vauban.guard import Seen, encode_each, watch_each
 from vauban.policy_extraction import ExtractionPolicy
+from vauban.policy_standing import MEMORY, StatePolicy
+from vauban.state.exchange import Exchange
+from vauban.state.store import open_store
 from vauban.types import Caller, Evidence, Mode, Reason
 
 if TYPE_CHECKING:
@@ -143,11 +146,13 @@ class ScreenQueue:
             item.done.set_result(Screened(outcome, len(batch), queue_ms, encode_ms, known))
 
 
-def watcher(policy: ExtractionPolicy) -> Watch | None:
+def watcher(policy: ExtractionPolicy, state: StatePolicy | None = None) -> Watch | None:
     """What a queue tells of each batch: the extraction detector, unless the policy has it off.
 
+    :param state: where what accumulates about a caller is kept, for all processes that share it;
+        default: in this one.
     :raises WeightsError: the reference can't be loaded.
-    :raises ConfigError: FAISS is not installed.
+    :raises ConfigError: FAISS or the store's client is not installed.
     """
     if policy.mode is Mode.OFF:
         return None
@@ -160,4 +165,8 @@ def watcher(policy: ExtractionPolicy) -> Watch | None:
             "extraction detection needs FAISS: install faiss-cpu or faiss-gpu (vauban[cpu] and"
             " vauban[gpu] have them), or set extraction.mode: off"
         ) from None
-    return partial(watch_each, ExtractionDetector(policy))
+    if state is None or state.store == MEMORY:
+        return partial(watch_each, ExtractionDetector(policy))
+    exchange = Exchange(open_store(state), state)
+    exchange.open()
+    return partial(watch_each, ExtractionDetector(policy, exchange=exchange))

@@ -77,6 +77,7 @@ def _as_json(result: Evaluation) -> dict[str, object]:
             for (g, m, n, r), share in result.found.items()
         ],
         "ever_flagged": result.flagged,
+        "ever_at_ban_score": result.ban_score,
         "median_first_flag": {
             kind: None if at == float("inf") else at for kind, at in result.first_flag.items()
         },
@@ -104,14 +105,14 @@ def _tables(result: Evaluation) -> list[Table]:
                 cells.append("" if None in values else " / ".join(f"{v:.2f}" for v in values))
         shares.add_row(group, *cells)
     rest = Table(title=f"by the policy's thresholds; {result.people} people")
-    for column in ("kind", "ever flagged", "median query of the first flag"):
+    for column in ("kind", "ever flagged", "ever ban_at", "median query of the first flag"):
         rest.add_column(column)
     for kind, share in result.flagged.items():
         first = result.first_flag.get(kind)
         shown = "" if first is None or first == float("inf") else f"{first:.0f}"
-        rest.add_row(kind, f"{share:.1%}", shown)
+        rest.add_row(kind, f"{share:.1%}", f"{result.ban_score[kind]:.1%}", shown)
     for kind, share in result.services.items():
-        rest.add_row(f"declared service, {kind}: ever degraded", f"{share:.1%}", "")
-    rest.add_row("campaigns of 20 accounts found", f"{result.campaigns:.0%}", "")
-    rest.add_row("campaigns named without a thief", f"{result.false_campaigns:.0%}", "")
+        rest.add_row(f"declared service, {kind}: ever degraded", f"{share:.1%}", "", "")
+    rest.add_row("campaigns of 20 accounts found", f"{result.campaigns:.0%}", "", "")
+    rest.add_row("campaigns named without a thief", f"{result.false_campaigns:.0%}", "", "")
     return [shares, rest]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from vauban.detectors.encoder import Encoder
+from vauban.detectors.extraction.accumulated import ARMS, NOTHING_YET, SEGMENT, Accumulated
 from vauban.detectors.extraction.profile import Profile
 from vauban.detectors.extraction.projection import (
     DIMENSIONS,
@@ -22,13 +23,15 @@ from vauban.detectors.extraction.projection import (
     Projection,
     unit,
 )
-from vauban.detectors.extraction.reference import ARMS, HORIZON, LEVELS, NONE, Reference
+from vauban.detectors.extraction.reference import HORIZON, LEVELS, NONE, Reference
 from vauban.policy import EncoderPolicy
 from vauban.training.traffic import clusters
 from vauban.training.traffic_world import World
 
 COARSE_CELLS: Final = 512
-LENGTHS: Final = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+LENGTHS: Final = (32, 64, 96, 128, 192, 256, 384, 512)
+SEGMENTS: Final = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 80)
+"""Of one person, in `HORIZON` queries; in the tables, as what is forgotten leaves of them."""
 _LEAST_SPREAD: Final = 0.005
 _HIDDEN: Final = 384
 _TEXTS_AT_ONCE: Final = 64
@@ -127,6 +130,8 @@ def fit_tables(
         up=_float32(np.maximum(up, _LEAST_SPREAD)),
         down=_float32(np.maximum(down, _LEAST_SPREAD)),
         arm_tails=np.zeros((len(LENGTHS), len(ARMS), len(LEVELS)), np.float32),
+        segments=np.ones(len(SEGMENTS), np.float32),
+        mean_tails=np.zeros((len(SEGMENTS), len(ARMS), len(LEVELS)), np.float32),
         ever=np.array(LEVELS, np.float32),
         about={**about, "people": len(people), "horizon_queries": HORIZON},
     )
@@ -134,12 +139,40 @@ def fit_tables(
         np.quantile([reference.arm_values(row, length) for row in rows], LEVELS, axis=0).T
         for rows, length in zip(samples, LENGTHS, strict=True)
     ]
-    reference = replace(reference, arm_tails=_float32(np.array(arm_tails)))
+    gathered = [_gather(person, reference) for person in people]
+    segments = [gathered[0][count - 1].segments for count in SEGMENTS]
+    mean_tails = [
+        np.quantile([person[count - 1].means for person in gathered], LEVELS, axis=0).T
+        for count in SEGMENTS
+    ]
+    reference = replace(
+        reference,
+        arm_tails=_float32(np.array(arm_tails)),
+        segments=_float32(segments),
+        mean_tails=_float32(np.array(mean_tails)),
+    )
     rarest = [
-        max((reference.suspect(j.statistics, j.length) for j in person), default=NONE).tail
-        for person in people
+        _rarest(person, means, reference) for person, means in zip(people, gathered, strict=True)
     ]
     return replace(reference, ever=_float32(np.quantile(rarest, LEVELS)))
+
+
+def _gather(person: Sequence[Judged], reference: Reference) -> list[Accumulated]:
+    """What has accumulated after each segment of one person."""
+    found, last = [], NOTHING_YET
+    for judged in person:
+        if judged.length == SEGMENT and judged.count % SEGMENT == 0:
+            last = last.after(reference.arm_values(judged.statistics, SEGMENT))
+            found.append(last)
+    return found
+
+
+def _rarest(person: Sequence[Judged], means: Sequence[Accumulated], reference: Reference) -> float:
+    """The rarest tail that one person ever shows."""
+    windows = (
+        reference.suspect(reference.arm_values(j.statistics, j.length), j.length) for j in person
+    )
+    return max(*windows, *map(reference.suspect_all, means), NONE).tail
 
 
 def _sample(people: Iterable[Sequence[Judged]], length: int) -> Floats:

@@ -22,7 +22,7 @@ from vauban.detectors.extraction.reference import Reference
 from vauban.policy_extraction import ExtractionPolicy
 from vauban.training import peers
 from vauban.training.traffic import SERVICES, Generator
-from vauban.training.traffic_world import BROAD, NARROW, World
+from vauban.training.traffic_world import BROAD, IN_SESSIONS, NARROW, World
 from vauban.types import Caller, Level
 
 LENGTHS: Final = (100, 500, 1500)
@@ -30,11 +30,13 @@ RATES: Final = (0.01, 0.001)
 OURS: Final = "vauban"
 HIDDEN_SHARES: Final = (0.25, 0.5)
 SERVICE_QUERIES: Final = 5000
+PERSON_QUERIES: Final = 5000
+"""So long are people watched for false alarms."""
 CAMPAIGN_ACCOUNTS: Final = 20
 CAMPAIGN_QUERIES: Final = 3000
 BYSTANDERS: Final = 60
 _MMD_ROWS: Final = 1000
-_SLOW_KINDS: Final = ("k_centre", "sorted")
+_SLOW_KINDS: Final = ("k_centre", "sorted", "shuffled_sorted")
 _GROUPS: Final[Mapping[str, str]] = {
     **dict.fromkeys(BROAD, "broad"), **dict.fromkeys(NARROW, "narrow"),
 }  # fmt: skip
@@ -44,18 +46,29 @@ Scores = dict[str, dict[int, float]]
 """Method -> queries -> how suspect, higher is more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One caller's stream. `first`: after which query the score was first enough for a level, by
+    the shipped thresholds."""
+
+    scores: Scores
+    first: Mapping[Level, int]
+
+
 @dataclass
 class Evaluation:
     """`found`: (group or kind, method, queries, rate) -> share of thieves above the threshold
-    that this share of people exceeds. `flagged`: share of people ever at `Level` or above, by the
-    shipped thresholds; `first_flag`: median query of the first flag, by group; `services`: share
-    of declared services ever degraded; `campaigns` and `false_campaigns`: share of populations
-    with and without a thief in which one was named."""
+    that this share of people exceeds. By the shipped thresholds: `flagged` and `ban_score`: share
+    of callers whose score is ever enough to flag and to ban, in as many queries as the longest of
+    `LENGTHS`, people also in `PERSON_QUERIES`; `first_flag`: median query of the first flag;
+    `services`: share of declared services ever degraded; `campaigns` and `false_campaigns`: share
+    of populations with and without a thief in which one was named."""
 
     people: int
     thieves: int
     found: dict[tuple[str, str, int, float], float] = field(default_factory=dict)
     flagged: dict[str, float] = field(default_factory=dict)
+    ban_score: dict[str, float] = field(default_factory=dict)
     first_flag: dict[str, float] = field(default_factory=dict)
     services: dict[str, float] = field(default_factory=dict)
     campaigns: float = 0.0
@@ -78,10 +91,10 @@ def evaluate(
     longest = max(LENGTHS)
     honest = []
     for number in range(people):
-        honest.append(watch(world.person(longest, rng)))
+        honest.append(watch(world.person(PERSON_QUERIES, rng)))
         track("people", number + 1, people)
-    groups: dict[str, list[tuple[Scores, int | None]]] = defaultdict(list)
-    kinds = [*world.kinds([*BROAD, *NARROW]), "chained", "sorted"]
+    groups: dict[str, list[Seen]] = defaultdict(list)
+    kinds = [*world.kinds([*BROAD, *NARROW]), *IN_SESSIONS, "small_pool"]
     for number, kind in enumerate(kinds):
         count = thieves // 3 if kind in _SLOW_KINDS else thieves
         for _ in range(count):
@@ -97,7 +110,10 @@ def evaluate(
         ]
     result = Evaluation(people, thieves)
     result.found = _shares(honest, groups)
-    result.flagged = {"person": _ever(honest)} | {k: _ever(seen) for k, seen in groups.items()}
+    people_too = {"person": honest} | groups
+    for level, shares in ((Level.FLAGGED, result.flagged), (Level.BANNED, result.ban_score)):
+        shares |= {kind: _ever(seen, level, longest) for kind, seen in people_too.items()}
+        shares[f"person, {PERSON_QUERIES} queries"] = _ever(honest, level, PERSON_QUERIES)
     result.first_flag = {kind: _median_first(seen) for kind, seen in groups.items()}
     result.services = _services(world, reference, policy, max(4, thieves), rng, track)
     result.campaigns, result.false_campaigns = _campaigns(world, reference, policy, rng, track)
@@ -115,25 +131,26 @@ class _Watch:
         pool = world.people[0].embeddings
         self._honest = unit(reference.projection(pool[rng.permutation(len(pool))[:_MMD_ROWS]]))
 
-    def __call__(self, stream: Floats) -> tuple[Scores, int | None]:
+    def __call__(self, stream: Floats) -> Seen:
         projection = self._reference.projection
         small = projection(stream)
         cells = projection.cells(small)
         fine = projection.fine_cells(small, cells)
-        profile, first = Profile(), None
+        profile, first = Profile(), dict[Level, int]()
         scores: Scores = defaultdict(dict)
         for count, (vector, cell) in enumerate(zip(small, fine, strict=True), start=1):
             due = profile.add(vector, int(cell))
             if due or count in LENGTHS:
                 suspicion = profile.judge(self._reference)
                 score = self._reference.score(suspicion)
-                if first is None and self._policy.level(score) > Level.CLEAR:
-                    first = count
+                for level, bound in self._policy.levels:
+                    if score >= bound:
+                        first.setdefault(level, count)
                 if count in LENGTHS:
                     scores[OURS][count] = suspicion.tail
                     for name, value in self._peers(small[:count], cells[:count]).items():
                         scores[name][count] = value
-        return scores, first
+        return Seen(scores, first)
 
     def _peers(self, small: Small, cells: NDArray[np.integer]) -> dict[str, float]:
         return {
@@ -145,17 +162,18 @@ class _Watch:
 
 
 def _shares(
-    honest: Sequence[tuple[Scores, int | None]],
-    groups: Mapping[str, Sequence[tuple[Scores, int | None]]],
+    honest: Sequence[Seen], groups: Mapping[str, Sequence[Seen]]
 ) -> dict[tuple[str, str, int, float], float]:
     found = {}
-    for method in honest[0][0]:
+    for method in honest[0].scores:
         for length in LENGTHS:
-            usual = [scores[method][length] for scores, _ in honest]
+            usual = [seen.scores[method][length] for seen in honest]
             for rate in RATES:
                 bound = float(np.quantile(usual, 1.0 - rate))
-                for group, seen in groups.items():
-                    values = [s[method][length] for s, _ in seen if length in s[method]]
+                for group, thieves in groups.items():
+                    values = [
+                        t.scores[method][length] for t in thieves if length in t.scores[method]
+                    ]
                     if values:
                         found[group, method, length, rate] = float(
                             np.mean(np.array(values) > bound)
@@ -163,12 +181,12 @@ def _shares(
     return found
 
 
-def _ever(seen: Sequence[tuple[Scores, int | None]]) -> float:
-    return float(np.mean([first is not None for _, first in seen]))
+def _ever(seen: Sequence[Seen], level: Level, queries: int) -> float:
+    return float(np.mean([one.first.get(level, np.inf) <= queries for one in seen]))
 
 
-def _median_first(seen: Sequence[tuple[Scores, int | None]]) -> float:
-    return float(np.median([np.inf if first is None else first for _, first in seen]))
+def _median_first(seen: Sequence[Seen]) -> float:
+    return float(np.median([one.first.get(Level.FLAGGED, np.inf) for one in seen]))
 
 
 def _services(

@@ -73,11 +73,13 @@ def blurred(rows: Floats, amount: float, rng: Generator) -> Floats:
 
 @dataclass(frozen=True)
 class _Habits:
-    """How one person asks. Shares in [0, 1]; `session` gives the length of the next one."""
+    """How one person asks. Shares in [0, 1]: `by_the_way` of the queries, `interrupts` of those in
+    the middle of a session. `session` gives the length of the next one."""
 
     topics: NDArray[np.intp]
     weights: NDArray[np.float64] | None
     by_the_way: float
+    interrupts: float
     tight: float
     repeat: float
     return_to: float
@@ -113,6 +115,7 @@ def _habits(pool: Pool, kind: str, rng: Generator) -> _Habits:
         topics,
         weights,
         by_the_way=0.0 if rng.random() < 0.15 else by_the_way,
+        interrupts=0.0 if rng.random() < 0.4 else rng.uniform(0.0, 1.0),
         tight=rng.uniform(0.5, 1.0),
         repeat=rng.beta(1, 14),
         return_to=rng.uniform(0.0, 0.4),
@@ -137,7 +140,8 @@ def person_once(pool: Pool, count: int, rng: Generator, kind: str) -> Floats:
     starts: list[int] = []
     while len(asked) < count:
         length = habits.session()
-        odd = habits.by_the_way * length  # so that it is a share of queries, not of sessions
+        # A share of queries, not of sessions.
+        odd = habits.by_the_way * (1 - habits.interrupts) * length
         if rng.random() < odd / (1 - habits.by_the_way + odd):
             asked.append(int(rng.integers(len(pool.embeddings))))
             continue
@@ -159,7 +163,11 @@ def _interleaved(one: Floats, two: Floats, rng: Generator) -> Floats:
 
 def _session(pool: Pool, start: int, length: int, habits: _Habits, rng: Generator) -> list[int]:
     said, current = [start], start
+    aside = habits.by_the_way * habits.interrupts
     while len(said) < length:
+        if rng.random() < aside:
+            said.append(int(rng.integers(len(pool.embeddings))))
+            continue
         if rng.random() >= habits.repeat:
             if rng.random() < habits.tight:
                 near = pool.neighbours[current if rng.random() < 0.7 else start]
@@ -214,6 +222,22 @@ def in_order(rows: Floats) -> Floats:
     while left:
         order.append(left.pop(int((rows[left] @ rows[order[-1]]).argmax())))
     return rows[order]
+
+
+def in_pieces(rows: Floats, rng: Generator) -> Floats:
+    """Sorted queries cut into pieces as long as people's sessions, in any order: the best imitation
+    of sessions that asks nothing twice."""
+    session = _session_lengths(rng, long=False)
+    cuts = np.cumsum([session() for _ in range(len(rows))])
+    pieces = np.split(np.arange(len(rows)), cuts[cuts < len(rows)])
+    order = np.concatenate([pieces[i] for i in rng.permutation(len(pieces))])
+    return np.asarray(rows[order])
+
+
+def small_pool(rows: Floats, count: int, rng: Generator) -> Floats:
+    """A few dozen texts, asked again and again in any order."""
+    pool = rows[rng.choice(len(rows), int(rng.integers(24, 97)), replace=False)]
+    return blurred(pool[rng.integers(len(pool), size=count)], 0.12, rng)
 
 
 def diluted(honest: Floats, theft: Floats, share: float, rng: Generator) -> Floats:

@@ -21,6 +21,8 @@ BROAD: Final = (
 NARROW: Final = (
     "code", "tool_use", "chain_of_thought", "role_play", "instruction_wrapper", "expert_wrapper",
 )  # fmt: skip
+IN_SESSIONS: Final = ("chained", "sorted", "shuffled_sorted")
+"""Thieves whose queries resemble those before, as people's do."""
 MIXED_IN: Final = ("instructions", "evolved", "taxonomy", "code", "documents")
 """What a thief hides among honest queries."""
 _TOPICS: Final[Mapping[str, tuple[int, int]]] = {"fit": (150, 60), "held_out": (100, 40)}
@@ -109,6 +111,12 @@ _DRAWN: Final[Mapping[str, Callable[[World, int, Generator], Floats]]] = {
     "chained": lambda world, count, rng: traffic.chained(world.seeds, count, rng),
     "sorted": lambda world, count, rng: traffic.in_order(
         traffic.sampled(world.thefts["instructions"], count, rng)
+    ),
+    "shuffled_sorted": lambda world, count, rng: traffic.in_pieces(
+        traffic.in_order(traffic.sampled(world.thefts["instructions"], count, rng)), rng
+    ),
+    "small_pool": lambda world, count, rng: traffic.small_pool(
+        world.thefts["instructions"], count, rng
     ),
 }
 

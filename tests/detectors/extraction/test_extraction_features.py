@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from extraction_world import World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vauban.detectors.extraction.features import LAGS, NEAR, Measured, measure, statistics
+from vauban.detectors.extraction.features import (
+    LAGS,
+    NEAR,
+    STATISTICS,
+    Measured,
+    measure,
+    statistics,
+)
 from vauban.detectors.extraction.projection import Floats, unit
 
 
@@ -44,7 +52,7 @@ def test_measures_are_those_of_the_reference(seed: int, count: int, data: st.Dat
 def test_statistics_stay_in_their_ranges() -> None:
     world = World()
     for rows in (world.script(300), world.person(300), np.repeat(world.script(1), 300, axis=0)):
-        found = statistics(measure(unit(rows), 0), np.arange(300) % 50)
+        (found,) = statistics(measure(unit(rows), 0), np.arange(300) % 50, [300])
         assert np.isfinite(found).all()
         assert (found >= 0).all()
         assert (found[1:5] <= 2).all()
@@ -52,7 +60,51 @@ def test_statistics_stay_in_their_ranges() -> None:
 
 def test_a_script_has_no_sessions_and_a_person_has() -> None:
     world = World()
-    script = statistics(measure(world.script(300), 0), np.arange(300))
-    person = statistics(measure(world.person(300), 0), np.arange(300))
+    (script,) = statistics(measure(world.script(300), 0), np.arange(300), [300])
+    (person,) = statistics(measure(world.person(300), 0), np.arange(300), [300])
     assert script[0] < 1.5 < 2.5 < person[0]
     assert script[1] > 0.7 > 0.5 > person[1]
+
+
+def named(measured: Measured) -> dict[str, float]:
+    count = len(measured.near)
+    (found,) = statistics(measured, np.arange(count), [count])
+    return dict(zip(STATISTICS, found.tolist(), strict=True))
+
+
+def sessions(*lengths: int) -> Measured:
+    """Queries of sessions, each of which begins with something new."""
+    count = sum(lengths)
+    starts = np.cumsum([0, *lengths[:-1]])
+    before = np.full(count, 0.9)
+    before[starts] = 0.1
+    near = np.where(np.isin(np.arange(count), starts) & (np.append(before[1:], 0) < 0.5), 0.1, 0.9)
+    order = np.where(near < 0.5, 0.9, 0.0)
+    far = np.where(before < 0.5, 0.2, 0.8)
+    return Measured.unstack(np.vstack([order, near, before, far, np.zeros((len(LAGS), count))]))
+
+
+def test_sessions_are_counted() -> None:
+    found = named(sessions(4, 1, 6, 2, 1, 1, 5))
+    assert found["new_sessions"] == np.float32(4 / 20)
+    assert found["new_share"] == np.float32(7 / 20)
+    assert found["lone_share"] == np.float32(3 / 20)
+    assert found["interrupts"] == 0.0
+    spread = np.std([4, 6, 2, 5]) / (np.mean([4, 6, 2, 5]) - 1)
+    assert found["session_spread"] == pytest.approx(spread, abs=1e-6)
+
+
+def test_an_interruption_is_alone_in_a_session_that_goes_on() -> None:
+    measured = sessions(9, 5)
+    for alone, value in ((measured.near, 0.1), (measured.before, 0.1), (measured.order, 0.9)):
+        alone[4] = value
+    assert named(measured)["interrupts"] == np.float32(1 / 14)
+
+
+def test_a_shorter_window_is_the_end_of_a_longer_one() -> None:
+    measured = measure(World().person(200), 0)
+    cells = np.arange(200) % 60
+    short, whole = statistics(measured, cells, [64, 200])
+    end = Measured.unstack(measured.stack()[:, -64:])
+    np.testing.assert_array_equal(short, statistics(end, cells[-64:], [64])[0])
+    np.testing.assert_array_equal(whole, statistics(measured, cells, [200])[0])

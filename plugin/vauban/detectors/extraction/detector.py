@@ -2,10 +2,12 @@
 
 Fed with the embeddings that the injection screen has paid for, all new requests of a step at
 once. Per caller it keeps a bounded window (`profile.py`) and asks how unlike honest people that
-is (`features.py`, `reference.py`); declared services are compared with themselves
-(`service.py`); accounts that are linked are judged together (`campaign.py`).
+is (`features.py`, `reference.py`), also over all windows so far (`accumulated.py`); declared
+services are compared with themselves (`service.py`); accounts that are linked are judged together
+(`campaign.py`).
 
 A caller's own score depends on that caller's queries alone, not on how requests were batched.
+Several processes that share a store judge a caller by what has accumulated in all of them.
 No text comes in here, and none can be had back: a query is 64 small numbers and a few measures.
 
 Sources: the study in arXiv 2606.05725 (MMD windows), PRADA (arXiv 1805.02628) and the article's
@@ -16,18 +18,19 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
+from vauban.detectors.extraction.accumulated import SEGMENT, Accumulated
 from vauban.detectors.extraction.article import ARTICLE_BAN, article_score
 from vauban.detectors.extraction.campaign import MAX_RAISE, Campaign, Campaigns
 from vauban.detectors.extraction.index import SharedIndex
 from vauban.detectors.extraction.profile import Profile
 from vauban.detectors.extraction.projection import FINE, Floats, Small
-from vauban.detectors.extraction.reference import NONE, Reference, tail_of
+from vauban.detectors.extraction.reference import NONE, Reference, Suspicion, tail_of
 from vauban.detectors.extraction.service import ServiceBaseline
 from vauban.policy_extraction import ExtractionPolicy
 from vauban.types import Caller, Evidence, Level
@@ -44,6 +47,14 @@ class Query:
 
     caller: Caller
     embedding: Floats
+
+
+class Exchange(Protocol):
+    """Sums per caller that several processes add to; `state/exchange.py`. Nothing here waits."""
+
+    def add(self, key: str, counts: Mapping[str, float]) -> None: ...
+    def sums(self, key: str) -> dict[str, float]: ...
+    def leave(self, key: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -66,6 +77,8 @@ class ExtractionDetector:
 
     :param reference: default: the one that ships, or the policy's.
     :param clock: seconds since the epoch.
+    :param exchange: where what accumulates is kept together with other processes; default: it is
+        kept here alone.
     :raises WeightsError: the reference can't be loaded.
     """
 
@@ -74,8 +87,10 @@ class ExtractionDetector:
         policy: ExtractionPolicy,
         reference: Reference | None = None,
         clock: Callable[[], float] = time.time,
+        exchange: Exchange | None = None,
     ) -> None:
         self.policy = policy
+        self._exchange = exchange
         self._clock = clock
         self.reference = reference or Reference.load(policy.reference)
         self._cells = len(self.reference.projection.centres)
@@ -155,6 +170,8 @@ class ExtractionDetector:
         only, go with their generation."""
         found = self._callers.pop(caller, None)
         self._campaigns.forget(caller)
+        if self._exchange is not None:
+            self._exchange.leave(caller)
         if found is None:
             return False
         self._names.pop(found.number, None)
@@ -170,9 +187,13 @@ class ExtractionDetector:
 
     def _judge(self, name: str, caller: _Known) -> None:
         profile = caller.profile
-        suspicion = profile.judge(self.reference)
+        suspicion = self._suspect(name, profile)
         score = self.reference.score(suspicion)
         signals = [(f"arm:{suspicion.arm}", round(suspicion.tail, 2))] if suspicion.arm else []
+        signals += [
+            ("accumulated", round(profile.over_all.tail, 2)),
+            ("accumulated_queries", float(round(profile.accumulated.segments * SEGMENT))),
+        ]
         campaign: Campaign | None = None
         if suspicion is not NONE:
             tail = tail_of(suspicion.tail, self.reference.ever)
@@ -198,6 +219,14 @@ class ExtractionDetector:
             campaign=campaign.name if campaign is not None and in_campaign else "",
             began_at=caller.began_at,
         )
+
+    def _suspect(self, name: str, profile: Profile) -> Suspicion:
+        if self._exchange is None:
+            return profile.judge(self.reference)
+        profile.accumulated = before = Accumulated.of(self._exchange.sums(name))
+        suspicion = profile.judge(self.reference)
+        self._exchange.add(name, (profile.accumulated - before).counts())
+        return suspicion
 
     def _article(self, profile: Profile) -> tuple[float, list[tuple[str, float]]]:
         spread = article_score(profile.vectors()[-_ARTICLE_WINDOW:])

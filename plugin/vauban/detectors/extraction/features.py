@@ -11,12 +11,13 @@ caller's queries are on the whole:
   uniform where the order means nothing, near 0 inside a session), which tells the queries that
   stand alone from those that belong to a session.
 
-Covers: windows of any length from `MIN_QUERIES`. Does not cover: a thief who sorts the queries so
-that neighbours resemble each other.
+Covers: windows of any length from `MIN_QUERIES`. Does not cover: a thief who sorts the queries and
+cuts them into pieces as long and as varied as people's sessions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,6 +45,9 @@ STATISTICS: Final = (
     "lone_new_share",
     "lone_cells",
     "session_spread",
+    "interrupts",
+    "new_sessions",
+    "new_share",
 )
 """Names, in the order of `statistics`:
 
@@ -55,9 +59,14 @@ STATISTICS: Final = (
 * lone_cells: different fine cells among the queries without a session, per query, in [0, 1].
 * session_spread: standard deviation over mean of the lengths of sessions; a script that follows
   up every seed equally often has little of it.
+* interrupts: queries that nothing near resembles, inside a session that goes on, in [0, 1].
+* new_sessions: sessions that begin with something new to the window, per query, in [0, 1]; what
+  goes on after an interruption counts as begun by it.
+* new_share: queries that nothing in the window but their session resembles, in [0, 1].
 """
 
 _ALONE: Final = 0.55
+_FEW_SESSIONS: Final = 2
 _OFFSETS: Final = np.arange(-NEAR, NEAR + 1)
 _WITHIN: Final = tuple(np.abs(_OFFSETS) <= lag for lag in LAGS)
 _SQUARE_ROOTS: Final = np.sqrt(np.array(LAGS))
@@ -140,28 +149,51 @@ def measure(vectors: Floats, start: int) -> Measured:
     )
 
 
-def statistics(measured: Measured, cells: NDArray[np.integer]) -> Floats:
-    """The window's statistics, float32 [len(STATISTICS)].
+def statistics(
+    measured: Measured, cells: NDArray[np.integer], lengths: Sequence[int]
+) -> list[Floats]:
+    """The statistics of trailing windows, float32 [len(STATISTICS)] each.
 
     :param cells: fine cell of each query, [n].
+    :param lengths: of the windows, 1 to n.
     """
-    n = len(cells)
-    strength = float((measured.lags.sum(axis=1) * _SQUARE_ROOTS).max()) / np.sqrt(n)
     lone = measured.order > 0.5
-    starts = np.flatnonzero(measured.before < SIMILAR)
-    lengths = np.diff(np.append(starts, n))
-    sessions = lengths[lengths > 1]
-    spread = 1.0
-    if len(sessions) > 2:
-        spread = float(sessions.std() / max(sessions.mean() - 1.0, 0.5))
-    return np.array(
-        [
-            np.log1p(max(strength, 0.0)),
-            2.0 * np.count_nonzero(lone) / n,
-            np.count_nonzero(lone & (measured.near < _ALONE)) / n,
-            np.count_nonzero(lone & (measured.far < KNOWN)) / n,
-            len(set(cells[lone].tolist())) / n,
-            spread,
-        ],
-        dtype=np.float32,
-    )
+    alone = lone & (measured.near < _ALONE)
+    new = measured.far < KNOWN
+    start = measured.before < SIMILAR
+    goes_on = ~np.append(start[1:], True)
+    session = start & goes_on
+    flags = np.stack([lone, alone, lone & new, alone & goes_on, session & new, new])
+    found = []
+    for n in lengths:
+        strength = float((measured.lags[:, -n:].sum(axis=1) * _SQUARE_ROOTS).max()) / np.sqrt(n)
+        shares = np.count_nonzero(flags[:, -n:], axis=1) / n
+        own = cells[-n:][lone[-n:]].tolist()
+        found.append(
+            np.array(
+                [
+                    np.log1p(max(strength, 0.0)),
+                    2.0 * shares[0],
+                    shares[1],
+                    shares[2],
+                    len(set(own)) / n,
+                    _session_spread(start[-n:]),
+                    *shares[3:],
+                ],
+                dtype=np.float32,
+            )
+        )
+    return found
+
+
+def _session_spread(start: NDArray[np.bool_]) -> float:
+    """Standard deviation over mean of the lengths of sessions; 1 where there are few."""
+    edges = np.flatnonzero(np.append(start, True))
+    lengths = edges[1:] - edges[:-1]
+    lengths = lengths[lengths > 1]
+    count = len(lengths)
+    if count <= _FEW_SESSIONS:
+        return 1.0
+    mean = float(lengths.sum()) / count
+    variance = max(float(lengths @ lengths) / count - mean * mean, 0.0)
+    return float(np.sqrt(variance)) / max(mean - 1.0, 0.5)

@@ -24,7 +24,6 @@ NEIGHBOURS: Final = 32
 """Most neighbours of one query that are looked at."""
 BYTES_PER_QUERY: Final = DIMENSIONS * 4 + 8
 NO_CALLER: Final = -1
-_TIED: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ class SharedIndex:
         self._twin_product = twin_at * SCALE * SCALE
         self._room = max(1, max_queries // 2)
         self._centres = centres.astype(np.float32)
-        self._cells = self._placed(_flat(self._centres))
+        self._columns = np.ascontiguousarray(self._centres.T)
         self._young: Any = self._inverted_file()
         self._old: Any = self._inverted_file()
 
@@ -85,18 +84,19 @@ class SharedIndex:
 
     def _add(self, small: Small, callers: NDArray[np.int64]) -> Found:
         rows = small.astype(np.float32)
-        cells = self._nearest(rows)
+        probed, nearness = self._nearest(rows)
         twins: list[dict[int, None]] = [{} for _ in small]
         for index in (self._old, self._young):
             if index.ntotal:
-                products, found = index.search(rows, min(NEIGHBOURS, int(index.ntotal)))
+                products, found = self._search(index, rows, probed, nearness)
                 alike = (products >= self._twin_product) & (found != NO_CALLER)
                 for row, column in zip(*np.nonzero(alike), strict=True):
                     twins[row][int(found[row, column])] = None
         within = rows @ rows.T >= self._twin_product
         for row, column in zip(*np.nonzero(np.tril(within, -1)), strict=True):
             twins[row][int(callers[column])] = None
-        self._young.add_with_ids(rows, callers)
+        cells = np.ascontiguousarray(probed[:, 0])
+        self._put(rows, callers, cells)
         return Found(
             cells,
             [
@@ -105,12 +105,37 @@ class SharedIndex:
             ],
         )
 
-    def _nearest(self, rows: Floats) -> NDArray[np.int64]:
-        """Of several centres that are equally near, the first; FAISS returns any of them."""
-        products, found = self._cells.search(rows, _TIED)
-        tied = products == products[:, :1]
-        nearest: NDArray[np.int64] = np.where(tied, found, len(self._centres)).min(axis=1)
-        return nearest
+    def _nearest(self, rows: Floats) -> tuple[NDArray[np.int64], Floats]:
+        """The nearest `PROBES` cells of each row [n, PROBES], the nearest first, and their
+        products. Of several that are equally near, the first: FAISS would take any of them."""
+        products = rows @ self._columns
+        places = np.arange(len(rows))
+        probed = np.empty((len(rows), PROBES), np.int64)
+        nearness = np.empty((len(rows), PROBES), np.float32)
+        for probe in range(PROBES):
+            best = products.argmax(axis=1)
+            probed[:, probe], nearness[:, probe] = best, products[places, best]
+            products[places, best] = -np.inf
+        return probed, nearness
+
+    # The CPU's index is told the cells; a GPU's finds them by itself.
+
+    def _search(
+        self, index: Any, rows: Floats, probed: NDArray[np.int64], nearness: Floats
+    ) -> tuple[Floats, NDArray[np.int64]]:
+        most = min(NEIGHBOURS, int(index.ntotal))
+        if self.on_gpu:
+            products, found = index.search(rows, most)
+        else:
+            products, found = index.search_preassigned(rows, most, probed, nearness)
+        return products, found
+
+    def _put(self, rows: Floats, callers: NDArray[np.int64], cells: NDArray[np.int64]) -> None:
+        if self.on_gpu:
+            self._young.add_with_ids(rows, callers)
+            return
+        ids = np.ascontiguousarray(callers, dtype=np.int64)
+        self._young.add_core(len(rows), *(faiss.swig_ptr(array) for array in (rows, ids, cells)))
 
     def _inverted_file(self) -> Any:
         index = faiss.IndexIVFFlat(

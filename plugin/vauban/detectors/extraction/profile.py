@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from vauban.detectors.extraction.accumulated import NOTHING_YET, SEGMENT, Accumulated
 from vauban.detectors.extraction.features import (
     MEASURES,
     MIN_QUERIES,
@@ -17,16 +18,14 @@ from vauban.detectors.extraction.features import (
     statistics,
 )
 from vauban.detectors.extraction.projection import DIMENSIONS, Floats, Small, unit
-from vauban.detectors.extraction.reference import HORIZON, NONE, Reference, Suspicion
+from vauban.detectors.extraction.reference import NONE, Reference, Suspicion
 
-BLOCK: Final = 16
+BLOCK: Final = 32
 """A caller is judged anew every so many queries of theirs."""
-WINDOWS: Final = (128, 512, HORIZON)
-"""Lengths of the trailing windows that are judged; what is recent weighs most in the shortest."""
 _VECTORS: Final = WINDOW + 2 * NEAR + BLOCK
 _FIRST_ROOM: Final = 64
 
-PROFILE_BYTES: Final = _VECTORS * DIMENSIONS + HORIZON * (MEASURES * 2 + 2) + 1_024
+PROFILE_BYTES: Final = _VECTORS * DIMENSIONS + (WINDOW + BLOCK) * (MEASURES * 2 + 2) + 1_024
 """Most memory that one caller takes, in bytes."""
 
 
@@ -35,12 +34,15 @@ class Profile:
 
     __slots__ = (
         "_cells",
+        "_gathered_at",
         "_held",
         "_kept",
         "_measured",
         "_measures",
         "_vectors",
+        "accumulated",
         "count",
+        "over_all",
         "suspicion",
         "worst",
     )  # fmt: skip
@@ -50,6 +52,9 @@ class Profile:
         """Queries so far."""
         self.suspicion: Suspicion = NONE
         self.worst: Suspicion = NONE
+        self.accumulated: Accumulated = NOTHING_YET
+        self.over_all: Suspicion = NONE
+        self._gathered_at = 0
         self._vectors = np.empty((_FIRST_ROOM, DIMENSIONS), np.int8)
         self._held = 0
         self._measures = np.empty((MEASURES, _FIRST_ROOM), np.float16)
@@ -78,10 +83,16 @@ class Profile:
         return self.count >= MIN_QUERIES and self.count % BLOCK == 0
 
     def judge(self, reference: Reference) -> Suspicion:
-        """Measure what is new and judge the trailing windows."""
-        found = max(
-            (reference.suspect(found, length) for length, found in self.windows()), default=NONE
-        )
+        """Measure what is new, and judge the trailing windows and what has accumulated."""
+        found = NONE
+        for length, window in self.windows():
+            values = reference.arm_values(window, length)
+            found = max(found, reference.suspect(values, length))
+            if length == SEGMENT and self.count % SEGMENT == 0 and self.count > self._gathered_at:
+                self._gathered_at = self.count
+                self.accumulated = self.accumulated.after(values)
+        self.over_all = reference.suspect_all(self.accumulated)
+        found = max(found, self.over_all)
         self.suspicion = found
         self.worst = max(self.worst, found)
         return found
@@ -91,12 +102,11 @@ class Profile:
         if self.count < MIN_QUERIES:
             return []
         self._measure()
-        found = []
-        for length in _windows(self._kept):
-            part = slice(self._kept - length, self._kept)
-            taken = Measured.unstack(self._measures[:, part])
-            found.append((length, statistics(taken, self._cells[part])))
-        return found
+        lengths = _windows(self._kept)
+        first = self._kept - lengths[-1]
+        taken = Measured.unstack(self._measures[:, first : self._kept])
+        found = statistics(taken, self._cells[first : self._kept], lengths)
+        return list(zip(lengths, found, strict=True))
 
     def coarse_cells(self, fine: int) -> NDArray[np.integer]:
         """Coarse cell of each query kept, oldest first."""
@@ -128,10 +138,11 @@ class Profile:
 
     def _make_room_for_measures(self) -> None:
         room = len(self._cells)
-        if room < HORIZON:
-            cells = np.empty(2 * room, np.uint16)
+        if room < WINDOW + BLOCK:
+            grown = min(2 * room, WINDOW + BLOCK)
+            cells = np.empty(grown, np.uint16)
             cells[:room] = self._cells
-            measures = np.empty((MEASURES, 2 * room), np.float16)
+            measures = np.empty((MEASURES, grown), np.float16)
             measures[:, :room] = self._measures
             self._cells, self._measures = cells, measures
             return
@@ -142,5 +153,6 @@ class Profile:
 
 
 def _windows(kept: int) -> tuple[int, ...]:
-    """The trailing windows to judge; the longest is all there is when that is short."""
-    return (*(window for window in WINDOWS if window < kept), min(kept, HORIZON))
+    """Lengths of the trailing windows to judge: what is recent weighs most in the shorter one."""
+    longest = min(kept, WINDOW)
+    return (SEGMENT, longest) if longest > SEGMENT else (longest,)

@@ -1,14 +1,15 @@
 """What honest callers look like: the projection, and how far each statistic goes among people.
 
-A window's statistics become one number in three monotone steps, each a table in the reference:
+Statistics become one number in three monotone steps, each a table in the reference:
 
 1. each statistic is centred and scaled by the median and the spread that honest people have in
    a window of that length;
 2. an arm (`ARMS`) is a weighted sum of those; how rare its value is among honest people of that
-   length is a tail probability, and the arms of all windows compete on it;
+   length is a tail probability; so is how rare the mean of its values over segments is, in which
+   evidence accumulates (`accumulated.py`); the arms of all windows and means compete on it;
 3. the rarest of them is compared with the rarest that an honest person ever shows in
-   `HORIZON` queries, whatever arm and window it comes from. So one number controls how often an
-   honest person is ever suspected, and every arm has its own budget of that.
+   `HORIZON` queries, whatever arm, window or mean it comes from. So one number controls how often
+   an honest person is ever suspected, and every arm has its own budget of that.
 
 Beyond what the simulated people resolve, tails are continued exponentially.
 """
@@ -27,31 +28,19 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from vauban.detectors.extraction.accumulated import ARMS, Accumulated
 from vauban.detectors.extraction.features import STATISTICS
 from vauban.detectors.extraction.projection import Floats, Projection
 from vauban.errors import WeightsError
 
-ARMS: Final[Mapping[str, Mapping[str, float]]] = {
-    "order": {"session_strength": -1.0},
-    "breadth": {
-        "lone_order_share": 0.25, "lone_share": 0.25, "lone_new_share": 0.25, "lone_cells": 0.25,
-    },
-    "both": {
-        "session_strength": -0.5, "lone_order_share": 0.125, "lone_share": 0.125,
-        "lone_new_share": 0.125, "lone_cells": 0.125,
-    },
-    "chain": {"session_spread": -1.0},
-}  # fmt: skip
-"""Which statistics an arm adds up. The order finds whoever samples, also a narrow pool; breadth
-whoever mixes a wide search into ordinary talk; chain whoever follows up every seed alike."""
-
 CHAIN_MIN_QUERIES: Final = 192
 """Below, few sessions are over, and how alike they are says nothing."""
-HORIZON: Final = 2048
+HORIZON: Final = 5120
 LEVELS: Final = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998)
 """The quantiles that the tables hold."""
 TENFOLDS: Final = 6.0
 """A score of 1 is reached by one honest person in 10 to the power of this."""
+ACCUMULATED: Final = "accumulated_"
 _CLIP: Final = 12.0
 _FILE: Final = "reference.safetensors"
 
@@ -60,7 +49,8 @@ _FILE: Final = "reference.safetensors"
 class Suspicion:
     """How unlike honest people a window is.
 
-    `tail`: -log10 of the share of honest windows as extreme in that arm; `arm` the rarest one.
+    `tail`: -log10 of the share of honest windows as extreme in that arm; `arm` the rarest one,
+    with `ACCUMULATED` before it where it is a mean.
     """
 
     tail: float
@@ -74,10 +64,21 @@ NONE: Final = Suspicion(0.0, "")
 
 
 @dataclass(frozen=True, slots=True)
+class _Tables:
+    """Those of one window length."""
+
+    centre: Floats
+    up: Floats
+    down: Floats
+    arm_tails: list[list[float]]
+
+
+@dataclass(frozen=True, slots=True)
 class Reference:
     """`lengths`: window lengths of the tables, ascending [g]. `centre`, `up`, `down`: [g, stats].
-    `arm_tails`: values of each arm at `LEVELS` [g, arms, levels]. `ever`: the rarest tail that a
-    person ever shows, at `LEVELS`."""
+    `arm_tails`: values of each arm at `LEVELS` [g, arms, levels]. `segments`: of the tables of
+    means, ascending [s]; `mean_tails`: [s, arms, levels]. `ever`: the rarest tail that a person
+    ever shows, at `LEVELS`."""
 
     projection: Projection
     lengths: Floats
@@ -85,41 +86,47 @@ class Reference:
     up: Floats
     down: Floats
     arm_tails: Floats
+    segments: Floats
+    mean_tails: Floats
     ever: Floats
     about: Mapping[str, Any] = field(default_factory=dict)
+    _at: dict[int, _Tables] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def arm_values(self, statistics: Floats, length: int) -> Floats:
         """float32 [arms]: how far the statistics are from an honest median, in honest spreads."""
-        return self._values(statistics, self._between(length))
-
-    def _values(self, statistics: Floats, at: _Between) -> Floats:
-        offset = statistics - at(self.centre)
-        scaled = offset / np.where(offset > 0, at(self.up), at(self.down))
+        at = self._tables(length)
+        offset = statistics - at.centre
+        scaled = offset / np.where(offset > 0, at.up, at.down)
         values: Floats = _WEIGHTS @ np.clip(scaled, -_CLIP, _CLIP)
         return values
 
-    def suspect(self, statistics: Floats, length: int) -> Suspicion:
-        """The rarest arm of one window."""
-        at = self._between(length)
-        values = self._values(statistics, at).tolist()
-        tables = at(self.arm_tails).tolist()
-        found = NONE
-        for name, value, table in zip(ARMS, values, tables, strict=True):
-            if value <= table[0] or (name == "chain" and length < CHAIN_MIN_QUERIES):
-                continue
-            found = max(found, Suspicion(tail_of(value, table), name))
-        return found
+    def suspect(self, values: Floats, length: int) -> Suspicion:
+        """The rarest arm of one window.
+
+        :param values: of `arm_values`.
+        """
+        chain = length >= CHAIN_MIN_QUERIES
+        return _rarest(values, self._tables(length).arm_tails, "", chain)
+
+    def suspect_all(self, accumulated: Accumulated) -> Suspicion:
+        """The rarest arm of all that has accumulated."""
+        if accumulated.segments < self.segments[0]:
+            return NONE
+        tables = _between(self.segments, accumulated.segments)(self.mean_tails).tolist()
+        return _rarest(accumulated.means, tables, ACCUMULATED, True)
 
     def score(self, suspicion: Suspicion) -> float:
         """In [0, 1]: a sixth for every tenfold by which honest people are ever as suspect."""
         return min(1.0, tail_of(suspicion.tail, self.ever) / TENFOLDS)
 
-    def _between(self, length: int) -> _Between:
-        lengths = self.lengths
-        high = min(max(int(np.searchsorted(lengths, length)), 1), len(lengths) - 1)
-        below, above = math.log(lengths[high - 1]), math.log(lengths[high])
-        share = (math.log(length) - below) / (above - below)
-        return _Between(high - 1, min(max(share, 0.0), 1.0))
+    def _tables(self, length: int) -> _Tables:
+        found = self._at.get(length)
+        if found is None:  # there are no more lengths than queries in a window
+            at = _between(self.lengths, length)
+            found = self._at[length] = _Tables(
+                at(self.centre), at(self.up), at(self.down), at(self.arm_tails).tolist()
+            )
+        return found
 
     def save(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -133,7 +140,7 @@ class Reference:
             {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
             directory / _FILE,
             {"about": json.dumps(self.about), "statistics": json.dumps(STATISTICS),
-             "arms": json.dumps(ARMS)},
+             "arms": _ARMS},
         )  # fmt: skip
 
     @classmethod
@@ -146,7 +153,7 @@ class Reference:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if json.loads(metadata["statistics"]) != list(STATISTICS):
                 raise KeyError("statistics")
-            if json.loads(metadata["arms"]) != ARMS:
+            if metadata["arms"] != _ARMS:
                 raise KeyError("arms")
             projection = Projection(tensors["matrix"], tensors["centres"], tensors["sides"])
             tables = {name: tensors[name] for name in _TABLES}
@@ -158,7 +165,10 @@ class Reference:
             ) from None
 
 
-_TABLES: Final = ("lengths", "centre", "up", "down", "arm_tails", "ever")
+_TABLES: Final = (
+    "lengths", "centre", "up", "down", "arm_tails", "segments", "mean_tails", "ever",
+)  # fmt: skip
+_ARMS: Final = json.dumps({name: dict(arm) for name, arm in ARMS.items()})
 _WEIGHTS: Final = np.array(
     [[arm.get(name, 0.0) for name in STATISTICS] for arm in ARMS.values()], dtype=np.float32
 )
@@ -176,6 +186,23 @@ class _Between:
     def __call__(self, table: Floats) -> Floats:
         found: Floats = table[self.low] * (1 - self.share) + table[self.low + 1] * self.share
         return found
+
+
+def _between(marks: Floats, at: float) -> _Between:
+    high = min(max(int(np.searchsorted(marks, at)), 1), len(marks) - 1)
+    below, above = math.log(marks[high - 1]), math.log(marks[high])
+    share = (math.log(at) - below) / (above - below)
+    return _Between(high - 1, min(max(share, 0.0), 1.0))
+
+
+def _rarest(
+    values: Floats, tables: Sequence[Sequence[float]], prefix: str, chain: bool
+) -> Suspicion:
+    found = NONE
+    for name, value, table in zip(ARMS, values.tolist(), tables, strict=True):
+        if value > table[0] and (chain or name != "chain"):
+            found = max(found, Suspicion(tail_of(value, table), prefix + name))
+    return found
 
 
 def tail_of(value: float, table: Sequence[float] | Floats) -> float:

@@ -320,7 +320,7 @@ class Front:
         logger.info(
             "vauban's encoder loaded in %.1f s on %s", time.perf_counter() - started, device
         )
-        watch = watcher(self.policy.extraction)
+        watch = watcher(self.policy.extraction, self.policy.state)
         return ScreenQueue(encoder.encode, self.policy.encoder.queue_tokens, watch)
 
     def _make_framer(self, state: State) -> Framer:

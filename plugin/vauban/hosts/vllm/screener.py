@@ -80,7 +80,7 @@ class StepScreener:
         runtime = open_runtime()
         tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
         encoder = Encoder.load(policy.encoder, device)
-        watch = watcher(policy.extraction)
+        watch = watcher(policy.extraction, policy.state)
         screener = cls(
             Guard(policy),
             ScreenQueue(on_own_stream(encoder.encode, device), policy.encoder.queue_tokens, watch),
