@@ -102,6 +102,8 @@ STEPS: Final[Mapping[str, Step]] = {
         settings=("MODEL", "MAX_MODEL_LEN"),
     ),
 }  # fmt: skip
+NOT_HERE: Final = ("tools",)
+"""Sections that no model reads: a request to Triton's LLM names no tools, so it calls none."""
 ENSEMBLE: Final = "guarded_llm"
 GRAPH: Final = "guard_encoder_onnx"
 GRAPH_INPUT: Final = "ids"
