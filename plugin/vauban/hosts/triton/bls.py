@@ -98,9 +98,8 @@ class Threads:
     def __init__(self, name: str) -> None:
         self.steps = ThreadPoolExecutor(STEP_THREADS, f"{name}-steps")
         self.llm = ThreadPoolExecutor(LLM_THREADS, f"{name}-llm")
-        # The backend's own thread lets go of a call's responses some time after they came. If it
-        # were the last to do so, it would free Python objects without holding the interpreter's
-        # lock, and crash the process.
+        # The backend's own thread lets go of a call's responses some time after they came, and must
+        # not be the last to do so: it does not hold the interpreter's lock.
         self.done: deque[Any] = deque(maxlen=DONE_KEPT)
 
 
