@@ -402,34 +402,42 @@ def test_what_waits_survives_a_restart(start: Any, tmp_path: Path) -> None:
 # -- without keys and without rules: the server that most tests share ------------------------------
 
 
-def forced(name: str) -> dict[str, Any]:
-    """The model can do nothing but call this tool."""
-    schema = {"type": "object", "properties": {"to": {"const": "a@example.org"}},
-              "required": ["to"], "additionalProperties": False}  # fmt: skip
-    function = {"name": name, "parameters": schema}
+def calling(name: str) -> dict[str, Any]:
+    """The model can say nothing but a call of this tool, in the form that vLLM parses."""
+    call = f'<tool_call>{{"name": "{name}", "arguments": {{"to": "a@example.org"}}}}</tool_call>'
+    function = {"name": name, "parameters": {"type": "object"}}
     return {
         "model": MODEL,
         "messages": [{"role": "user", "content": "Hello there."}],
         "tools": [{"type": "function", "function": function}],
-        "tool_choice": {"type": "function", "function": {"name": name}},
-        "max_tokens": 60,
+        "max_tokens": 200,
+        "structured_outputs": {"choice": [call]},
     }
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_ordinary_tool_clients_notice_nothing(live: Any, stream: bool) -> None:
     client = openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0, timeout=120)
-    answer = client.chat.completions.create(**forced("get_contact"), stream=stream)
-    if stream:
-        text = "".join(
-            piece.function.arguments or ""
-            for event in answer
-            for choice in event.choices
-            for piece in choice.delta.tool_calls or ()
+
+    def ask(name: str) -> tuple[str, str]:
+        """What is said, and the arguments that a client would run the tool with."""
+        body = calling(name)
+        extra = {"structured_outputs": body.pop("structured_outputs")}
+        answer = client.chat.completions.create(**body, stream=stream, extra_body=extra)
+        if not stream:
+            message = answer.choices[0].message
+            calls = message.tool_calls or ()
+            return message.content or "", "".join(call.function.arguments for call in calls)
+        deltas = [choice.delta for event in answer for choice in event.choices]
+        pieces = [piece for delta in deltas for piece in delta.tool_calls or ()]
+        return (
+            "".join(delta.content or "" for delta in deltas),
+            "".join(piece.function.arguments or "" for piece in pieces),
         )
-    else:
-        text = answer.choices[0].message.tool_calls[0].function.arguments
-    assert json.loads(text) == {"to": "a@example.org"}
-    answer = live.post("/v1/chat/completions", {**forced("sendEmail"), "stream": stream})
-    assert "runs without keys" in answer.text
-    assert '"arguments":"{\\"to\\"' not in answer.text.replace(" ", "").partition("approval")[0]
+
+    said, arguments = ask("get_contact")
+    assert "held back" not in said
+    assert json.loads(arguments) == {"to": "a@example.org"}
+    said, arguments = ask("sendEmail")
+    assert "runs without keys" in said
+    assert arguments == ""
