@@ -88,7 +88,7 @@ class GuardExtraction:
         self._on_evidence = on_evidence
         self._on_transition = on_transition
         self._audit = AuditLog(policy.audit)
-        self._watch = watcher(policy.extraction)
+        self._watch = watcher(policy.extraction, policy.state)
         self._treatment = Treatment(policy, on_transition=self._changed)
         self._treatment.ledger.open()
 
