@@ -20,15 +20,16 @@ from vauban.access.arguments import (
     parse,
 )
 
+names = st.text("abcz019_. \u00fc\u4e2d\U0001f600\u202e", max_size=8)
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner),
     max_leaves=10,
 )  # fmt: skip
 
 
-@given(st.dictionaries(st.text(max_size=8), values))
+@given(st.dictionaries(names, values))
 def test_what_is_canonical_means_the_same_and_stays(value: dict[str, object]) -> None:
     text = canonical(value)
     assert text.isascii()
@@ -39,7 +40,9 @@ def test_what_is_canonical_means_the_same_and_stays(value: dict[str, object]) ->
 
 @pytest.mark.parametrize(
     "text",
-    ['{"a":1,"a":2}', '{"a":{"b":1,"b":1}}', '{"a":NaN}', '{"a":-Infinity}', '{"a":1e999}', "[]",
+    ['{"a":1,"a":2}', '{"to":1,"To":2}',
+     '{"to":1,"\uff54o":2}',
+     '{"a":{"b":1,"b":1}}', '{"a":NaN}', '{"a":-Infinity}', '{"a":1e999}', "[]",
      "null", '"x"', "1", "{", "{}x", "\ufeff{}", "[" * 100_000, '{"a":' * 5_000 + "1" + "}" * 5_000,
      '{"a":' + "9" * 5_000 + "}"],
 )  # fmt: skip
@@ -52,6 +55,10 @@ def test_what_is_not_one_plain_object(text: str) -> None:
 def test_any_text_is_read_or_refused(text: str) -> None:
     with contextlib.suppress(NotArguments):
         assert isinstance(parse(text), dict)
+
+
+def test_a_name_is_found_in_any_case() -> None:
+    assert at({"Mail": {"TO": ["a", "b"]}}, "mail.to") == ["a", "b"]
 
 
 def test_what_is_hidden_shows() -> None:
@@ -89,6 +96,8 @@ OUTSIDE = [
     "a@example.org.evil.test",
     "a@evil.test(a@example.org)",
     "a@evil.test%example.org",
+    "evil%evil.test@example.org",
+    "evil.test!bob@example.org",
     "a@example.org\r\nBcc: b@evil.test",
     "https://example.org@evil.test/",
     "https://evil.test/example.org",

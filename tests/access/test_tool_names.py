@@ -62,6 +62,12 @@ def test_any_text_is_a_name(name: str) -> None:
 
 @given(st.lists(st.from_regex(r"[a-z]{2,8}", fullmatch=True), min_size=1, max_size=4))
 def test_all_spellings_are_one_name(words: list[str]) -> None:
-    whole = {plain(spell(words)) for name, spell in SPELLINGS.items() if name != "mcp"}
-    assert whole == {"".join(words)}
+    spaced = {name: spell for name, spell in SPELLINGS.items() if name not in ("mcp", "dots")}
+    assert {plain(spell(words)) for spell in spaced.values()} == {"".join(words)}
+    assert plain(SPELLINGS["dots"](words)) == ".".join(words)
     assert suffixes(SPELLINGS["mcp"](words))[-1] == "".join(words)
+
+
+def test_a_namespace_is_no_part_of_a_word() -> None:
+    assert len({plain(name) for name in ("read_file", "read__file", "read.file", "read/file")}) == 2
+    assert is_destructive("mcp__ßßßßßßßß__delete_file", DESTRUCTIVE_VERBS)

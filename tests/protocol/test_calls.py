@@ -86,3 +86,30 @@ def test_no_item_stays_and_no_other_protocol_is_touched(items: list[Any], shape:
         assert (answer, data["input"]) == (None, items)
     else:
         assert data["input"] == [item for item in items if item not in (ASKED, YES)]
+
+
+def item(approval_id: str, approve: bool) -> dict[str, Any]:
+    return {"type": "mcp_approval_response", "approval_request_id": approval_id, "approve": approve}
+
+
+A, B = "apr_" + "a" * 24, "apr_" + "b" * 24
+
+
+@pytest.mark.parametrize(
+    ("items", "approve"),
+    [
+        ([item(A, True), item(f"{A}-1", True)], True),
+        ([item(A, True), item(f"{A}-1", False)], False),
+        ([item(f"{A}-1", False), item(A, True)], False),
+        ([item(A, False), ASKED, item(f"{A}-1", True)], False),
+        ([item(B, False), ASKED, item(A, True)], True),  # an older one has had its effect
+    ],
+)
+def test_a_no_to_one_call_of_a_turn_is_a_no_to_all(items: list[Any], approve: bool) -> None:
+    answer = take_approval_items({"input": [TURN, *items]}, Shape.RESPONSES)
+    assert answer == ApprovalAnswer(A, approve, "")
+
+
+def test_two_approvals_are_not_answered_at_once() -> None:
+    with pytest.raises(MalformedRequest, match="one approval"):
+        take_approval_items({"input": [TURN, item(A, True), item(B, False)]}, Shape.RESPONSES)

@@ -37,7 +37,7 @@ from vauban.state.store import MAX_RECORD_BYTES, Change, Store
 VERSION: Final = 1
 ID: Final = re.compile(r"apr_[0-9A-Za-z_-]{24}")
 MAX_APPROVALS: Final = 500
-"""That many are remembered in one store, the ended ones included."""
+"""That many may wait in one store. Ended ones go when whoever asked had time to hear of it."""
 _ID_BYTES: Final = 18
 _INDEX: Final = "approvals"
 _MISSING: Final = "there is no approval with this id"
@@ -283,10 +283,10 @@ class Approvals:
 
         def change(old: bytes | None) -> bytes:
             index = _parsed(old)
-            own = [t for t, expires in index.values() if t == approval.tenant and expires > now]
-            if len(own) >= self._policy.max_calls_per_caller:
+            waiting = [tenant for tenant, expires in index.values() if expires > now]
+            if waiting.count(approval.tenant) >= self._policy.max_calls_per_caller:
                 raise TooManyApprovals("too many calls of this caller wait for approval")
-            if len(index) >= MAX_APPROVALS:
+            if len(waiting) >= MAX_APPROVALS:
                 raise TooManyApprovals("too many calls wait for approval")
             return json.dumps({**index, approval.id: [approval.tenant, approval.expires]}).encode()
 

@@ -13,15 +13,15 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from vauban.errors import VaubanError
 
-_ADDRESS: Final = re.compile(
-    r"(?:[\w .'()+-]*<)?([\w.!#$%&'*+/=?^`{|}~-]+)@([\w.-]+)(>?)", re.ASCII
-)
+# Without % and !: by them a mail may be routed on to another host.
+_ADDRESS: Final = re.compile(r"(?:[\w .'()+-]*<)?([\w.#$&'*+/=?^`{|}~-]+)@([\w.-]+)(>?)", re.ASCII)
 _HOST: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*")
 _ODD_IN_PATH: Final = re.compile(r"[\\%~$*?\x00-\x1f]")
 
@@ -32,7 +32,8 @@ class NotArguments(VaubanError):
 
 def parse(text: str) -> dict[str, Any]:
     """
-    :raises NotArguments: not a JSON object; two equal names, NaN, infinity, or nested too deeply.
+    :raises NotArguments: not a JSON object; two names that are equal but for case or form, NaN,
+        infinity, or nested too deeply.
     """
     try:
         value = json.loads(
@@ -51,10 +52,19 @@ def canonical(value: Any) -> str:
 
 
 def at(arguments: Mapping[str, Any], path: str) -> list[Any]:
-    """The values at a dotted path; each entry of the lists on the way and at its end."""
+    """The values at a dotted path; each entry of the lists on the way and at its end.
+
+    Names are found in any case, as some readers of JSON find them.
+    """
     found: list[Any] = [arguments]
-    for name in path.split("."):
-        found = [item[name] for item in _flat(found) if isinstance(item, dict) and name in item]
+    for name in map(_same, path.split(".")):
+        found = [
+            value
+            for item in _flat(found)
+            if isinstance(item, dict)
+            for key, value in item.items()
+            if _same(key) == name
+        ]
     return [item for item in _flat(found) if item is not None]
 
 
@@ -123,10 +133,13 @@ def _flat(values: list[Any]) -> list[Any]:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    if len({_same(name) for name, _ in pairs}) != len(pairs):
         raise ValueError("a name is there twice")
-    return found
+    return dict(pairs)
+
+
+def _same(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()
 
 
 def _refuse(constant: str) -> float:

@@ -23,7 +23,7 @@ _INVISIBLE: Final = regex.compile(r"[\p{C}\p{M}]+")
 _CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _NO_WORD: Final = regex.compile(r"[^\p{L}\p{N}]+")
 _NUMBER_BESIDE: Final = regex.compile(r"(?<=\p{L})(?=\p{N})|(?<=\p{N})(?=\p{L})")
-_MCP: Final = re.compile(r"mcp__.+?__")
+_MCP: Final = re.compile(r"mcp__.+?__", re.IGNORECASE)
 _NAMESPACE: Final = re.compile(r"__|[./:]+")
 # What a verb is written together with.
 _OBJECTS: Final = frozenset(
@@ -38,8 +38,12 @@ _OBJECTS: Final = frozenset(
 
 
 def plain(name: str) -> str:
-    """The letters and digits of a name in lower case: `sendEmail` and `send-email` are one."""
-    return "".join(_words(_folded(name)))
+    """The letters and digits of a name in lower case: `sendEmail` and `send-email` are one.
+
+    Namespaces stay apart, by dots: `read__file` is not `read_file`.
+    """
+    parts = ("".join(_words(part)) for part in _NAMESPACE.split(_folded(name)))
+    return ".".join(filter(None, parts))
 
 
 def suffixes(name: str) -> tuple[str, ...]:
@@ -55,7 +59,7 @@ def is_destructive(name: str, verbs: Collection[str]) -> bool:
     :param verbs: as `plain` writes them.
     """
     folded = _folded(name)
-    if match := _MCP.match(folded.casefold()):
+    if match := _MCP.match(folded):
         folded = folded[match.end() :]
     words = {*_words(folded), *_words(folded.casefold())}
     return any(word in verbs or _joined(word, verbs) for word in words)

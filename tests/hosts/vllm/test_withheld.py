@@ -404,6 +404,24 @@ async def test_calls_that_only_the_end_of_a_stream_tells_of() -> None:
     assert len(judging.asked) == 1
 
 
+async def test_a_call_that_only_the_end_tells_of_is_judged_beside_others() -> None:
+    judging = Judging("deny")
+    events = response_events(SECOND)
+    events[-1]["response"]["output"] = [CALLED, SECOND]
+    out = await streamed(ResponsesWithholder(judging), events)
+    assert "a@b" not in json.dumps(out)
+    assert sorted(call.name for call in judging.asked[0]) == ["look", "send_email"]
+
+
+async def test_a_call_for_another_server_is_the_clients_unless_it_was_made() -> None:
+    call = {**CALLED, "type": "mcp_call", "server_label": "files"}
+    for output, judged in ((None, 1), ("done", 0)):
+        judging = Judging("deny")
+        payload = {"output": [{**call, "output": output}]}
+        assert await ResponsesWithholder(judging).body(payload) is bool(judged)
+        assert len(judging.asked) == judged
+
+
 @pytest.mark.parametrize("end", ["response.incomplete", "response.failed"])
 async def test_a_response_that_was_stopped(end: str) -> None:
     events = response_events(CALLED, end=end)

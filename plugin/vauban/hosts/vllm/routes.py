@@ -93,8 +93,6 @@ _TABLE: dict[tuple[str, str], Route] = {
     ("POST", "/v1/completions/render"): _COUNTS,
     ("POST", "/v1/responses/render"): _COUNTS,
     ("POST", "/v1/messages/render"): _COUNTS,
-    ("POST", "/v1/chat/completions/derender"): _COUNTS,
-    ("POST", "/v1/completions/derender"): _COUNTS,
     ("GET", "/v1/responses/{response_id}"): _STORED,
     ("POST", "/v1/responses/{response_id}/cancel"): _STORED,
     ("GET", "/vauban/users"): _USERS,
@@ -126,6 +124,9 @@ REFUSED: frozenset[tuple[str, str]] = frozenset(
         ("POST", "/is_scaling_elastic_ep"),
         ("POST", "/inference/v1/abort_requests"),
         ("GET", "/kv_event_sources"),
+        # Turn token ids into an answer, tool calls included, that nothing has screened.
+        ("POST", "/v1/chat/completions/derender"),
+        ("POST", "/v1/completions/derender"),
         # Answer from the model through sampling parameters that no mark can travel in.
         ("POST", "/v1/systemone"),
         ("POST", "/generative_scoring"),

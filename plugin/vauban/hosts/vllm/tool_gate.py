@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from vauban.access.approval import ID as APPROVAL_ID
 from vauban.access.approval import Approval, Approvals, Call, State
 from vauban.access.arguments import canonical
 from vauban.access.receipt import Receipts
@@ -22,12 +23,11 @@ from vauban.access.tool_rules import Ruling, ToolDecision, ToolRules, Why
 from vauban.errors import ApprovalsLost, NotFound, StateUnavailable
 from vauban.guard import hold_calls, rule_on_call
 from vauban.policy_tools import ToolsPolicy
+from vauban.protocol.calls import approval_of
 from vauban.treatment import moment
 from vauban.types import Mode
 
 HEADER: Final = "x-approval-id"
-# What the items of one approval are told apart by stands behind its id.
-_ITEM_ID: Final = re.compile(r"(apr_[0-9A-Za-z_-]{24})(?:-\d{1,3})?")
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DENIED: Final = {
     Why.RULE: "the server's policy does not allow it",
@@ -254,10 +254,10 @@ def safe_name(name: str) -> str:
 
 def _plain_id(approval_id: str) -> str:
     """:raises NotFound: it can't be one."""
-    found = _ITEM_ID.fullmatch(approval_id)
-    if found is None:
+    plain = approval_of(approval_id)
+    if not APPROVAL_ID.fullmatch(plain):
         raise NotFound("there is no approval with this id")
-    return found[1]
+    return plain
 
 
 def escaped(name: str) -> str:

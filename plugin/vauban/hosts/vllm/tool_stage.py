@@ -3,7 +3,7 @@ answer is withheld."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from starlette.datastructures import Headers
@@ -35,8 +35,7 @@ class ToolStage:
         self._answered = take_approval_items(data, shape)
         if gate.watches and shape in _WITH_CALLS:
             turn.tools = declared_tools(data)  # before anything in the body is rewritten
-        # What was said before can't be looked up.
-        turn.tainted = data.get("previous_response_id") is not None
+        turn.tainted = _brings_what_others_wrote(data)
 
     def read(self, segments: Iterable[Segment]) -> None:
         """Learn where the texts of the request come from."""
@@ -69,6 +68,24 @@ class ToolStage:
 
     def editor(self) -> LastEditor | None:
         return withholder(self._gate, self._shape, self._turn)
+
+
+def _brings_what_others_wrote(data: Mapping[str, Any]) -> bool:
+    """Whether fields that are not read as segments of a tool or document hold such texts.
+
+    What was said before can't be looked up, so it counts.
+    """
+    if data.get("previous_response_id") is not None or data.get("previous_input_messages"):
+        return True
+    options = data.get("chat_template_kwargs")
+    if isinstance(options, dict) and options.get("documents"):
+        return True
+    items = data.get("input")
+    return isinstance(items, list) and any(
+        isinstance(item, dict)
+        and (str(item.get("type")).endswith("_output") or item.get("results") or item.get("output"))
+        for item in items
+    )
 
 
 def withholder(gate: ToolGate, shape: Shape, turn: Turn) -> LastEditor | None:

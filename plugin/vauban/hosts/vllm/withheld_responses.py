@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections import Counter
 from typing import Any, Final
 
 from vauban.access.tool_rules import ToolDecision
@@ -72,7 +73,8 @@ class ResponsesWithholder:
         places, calls = _streamed(held)
         output = response.get("output")
         ended = [said_in(i) for i in output if is_call(i)] if isinstance(output, list) else []
-        calls += ended[len(calls) :]
+        # vLLM tells of some calls only at the end, and not of those behind the others.
+        calls += (Counter(ended) - Counter(calls)).elements()
         details = response.get("incomplete_details") or {}
         if details.get("reason") == CONTENT_FILTER or last.data["type"] == "response.failed":
             # Stopped: nothing more is given out.
@@ -95,7 +97,12 @@ class ResponsesWithholder:
 
 
 def is_call(item: Any) -> bool:
-    return isinstance(item, dict) and item.get("type") in _CALLS
+    """Whether the client is to run it; of an `mcp_call` with an output the server was."""
+    if not isinstance(item, dict):
+        return False
+    return item.get("type") in _CALLS or (
+        item.get("type") == "mcp_call" and item.get("output") is None
+    )
 
 
 def said_in(item: dict[str, Any]) -> Said:
@@ -104,7 +111,7 @@ def said_in(item: dict[str, Any]) -> Said:
         kind, arguments = "custom", json.dumps({"input": item.get("input")})
     return Said(
         str(item.get("call_id") or item.get("id") or ""), str(item.get("name") or ""),
-        str(arguments or ""), str(item.get("namespace") or ""), kind,
+        str(arguments or ""), str(item.get("namespace") or item.get("server_label") or ""), kind,
     )  # fmt: skip
 
 
