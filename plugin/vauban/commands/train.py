@@ -149,6 +149,7 @@ def extraction(
     out: Annotated[Path, typer.Option(help="Directory of the reference; texts' embeddings too.")],
     people: Annotated[int, typer.Option(min=200, help="Honest people to simulate.")] = 3000,
     seed: Seed = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that simulate.")] = 1,
 ) -> None:
     """Fit what honest callers look like, for the extraction detector, on simulated people."""
     from vauban import __version__
@@ -165,7 +166,8 @@ def extraction(
         world = worlds(found, embed, out / "texts.npy", seed)["fit"]
         files = {path.name: file_sha256(path) for path in sorted(data.glob("*.jsonl*"))}
         about = {"data": files, "seed": seed, "vauban": __version__}
-        fit_reference(world, people, seed, about, partial(track, "people")).save(out)
+        fitted = fit_reference(world, people, seed, about, partial(track, "people"), workers)
+        fitted.save(out)
     typer.echo(f"{out}: reference of {people} simulated people")
 
 

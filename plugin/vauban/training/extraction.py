@@ -6,7 +6,10 @@ and the fit only measures how far honest people go in them.
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -75,17 +78,31 @@ def embedder(policy: EncoderPolicy, track: Track) -> Embed:
 
 
 def fit_reference(
-    world: World, people: int, seed: int, about: dict[str, Any], track: Track
+    world: World, people: int, seed: int, about: dict[str, Any], track: Track, workers: int = 1
 ) -> Reference:
-    """Simulate honest people and fit the whole reference on them."""
-    rng = np.random.default_rng(seed)
+    """Simulate honest people and fit the whole reference on them.
+
+    :param workers: processes that simulate; the reference is the same for any number.
+    """
     asked = [world.people[0].embeddings, world.documents, world.thefts["code"]]
-    projection = fit_projection(np.concatenate(asked), rng)
+    projection = fit_projection(np.concatenate(asked), np.random.default_rng(seed))
+    _shared[:] = [(world, projection, seed)]
+    gc.freeze()  # forked processes share these pages until a collection touches them
     watched = []
-    for number in range(people):
-        watched.append(watch(world.person(HORIZON, rng), projection))
-        track(number + 1, people)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+        for number, person in enumerate(pool.map(_person, range(people), chunksize=4), 1):
+            watched.append(person)
+            track(number, people)
     return fit_tables(projection, watched, about)
+
+
+_shared: list[tuple[World, Projection, int]] = []
+
+
+def _person(number: int) -> list[Judged]:
+    world, projection, seed = _shared[0]
+    rng = np.random.default_rng([seed, number])
+    return watch(world.person(HORIZON, rng), projection)
 
 
 @dataclass(frozen=True, slots=True)
