@@ -112,8 +112,8 @@ def test_thresholds_come_from_the_checkpoint_unless_set(make_guard: MakeGuard) -
     shipped = make_guard(injection={"block_at": None, "flag_at": None})
     assert 0.0 < shipped.flag_at <= shipped.block_at <= 1.0
     # An operator who lowers only the block threshold gets no flag threshold above it.
-    lowered = make_guard(injection={"block_at": 0.2, "flag_at": None})
-    assert lowered.flag_at == lowered.block_at == 0.2
+    lowered = make_guard(injection={"block_at": 0.01, "flag_at": None})
+    assert lowered.flag_at == lowered.block_at == 0.01
 
 
 def test_trusted_text_is_neither_screened_nor_changed(guard: Guard) -> None:

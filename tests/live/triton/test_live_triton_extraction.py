@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import Any
 
 import pytest
 import tritonclient.grpc as grpcclient
 from test_live_extraction import person, thief
 from test_live_triton import BLS, BOTH, ENSEMBLE, PLAIN
+
+from vauban.access.watch import CHECK_EVERY_S
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -25,7 +28,9 @@ def error_of(answer: Any) -> str:
 
 @pytest.fixture(scope="module")
 def keys(triton: Any) -> dict[str, str]:
-    return {name: triton.person(name) for name in ("thief", "person")}
+    made = {name: triton.person(name) for name in ("thief", "person")}
+    time.sleep(CHECK_EVERY_S + 0.1)  # by then the server has read the file again
+    return made
 
 
 def ask(triton: Any, key: str, text: str, name: str = BLS, sampling: str = "") -> str:
