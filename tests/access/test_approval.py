@@ -294,6 +294,15 @@ def test_a_full_store_takes_no_more(bench: Bench, approvals: Approvals) -> None:
     assert len(full.all()) == 1
 
 
+def test_what_has_ended_shuts_nobody_out(bench: Bench, approvals: Approvals) -> None:
+    approvals.close()
+    full = bench.open(max_calls_per_caller=500)
+    for _ in range(500):
+        full.hold(AGENT, [MAIL])
+    bench.now += 601
+    assert full.hold(OTHER, [MAIL])
+
+
 def test_calls_that_are_too_large_together(approvals: Approvals) -> None:
     large = Call("c", "send", json.dumps({"a": "\\" * 15_000}), "", "destructive")
     with pytest.raises(TooManyApprovals, match="large"):

@@ -53,7 +53,7 @@ def _texts() -> tuple[DemoRequest, ...]:
         ),
         _user(
             f"{DOCUMENT_WORDS:,}-word document",
-            "Summarise this document.\n\n" + prose(DOCUMENT_WORDS, seed=3),
+            "Summarise this document.\n\n" + prose(DOCUMENT_WORDS, seed=1),
         ),
         _user(
             "injection in a document",
