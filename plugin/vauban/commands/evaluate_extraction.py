@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from vauban.commands.progress import tracking
 from vauban.policy import EncoderPolicy
 from vauban.policy_sources import load_policy
 
@@ -45,15 +45,7 @@ def extraction(
         raise typer.BadParameter(f"one of {', '.join(WORLDS)}", param_hint="--world")
     policy = load_policy(file=policy_file).policy
     reference = Reference.load(policy.extraction.reference)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def track(task: str, done: int, total: int) -> None:
-            if task not in tasks:
-                tasks[task] = bars.add_task(task, total=total)
-            bars.update(tasks[task], completed=done)
-
+    with tracking(Console(stderr=True)) as track:
         found = texts(data)
         embed = embedder(EncoderPolicy(), partial(track, "embedding"))
         result = evaluate(

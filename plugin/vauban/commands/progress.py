@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-
-class Track(Protocol):
-    """Of `total` units of `task`, `done` are made; `note` is free text beside the bar."""
-
-    def __call__(self, task: str, done: int, total: int, note: str = "") -> None: ...
+if TYPE_CHECKING:
+    from vauban.training.finish import Track
 
 
 @contextmanager

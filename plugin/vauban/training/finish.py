@@ -48,7 +48,7 @@ Tensors = Mapping[str, NDArray[np.float32]]
 class Track(Protocol):
     """Shows progress: of `total` units of `task`, `done` are made; `note` is free text."""
 
-    def __call__(self, task: str, done: int, total: int, note: str) -> None: ...
+    def __call__(self, task: str, done: int, total: int, note: str = "") -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
