@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from vauban.detectors.windows import Windows
@@ -22,6 +21,7 @@ from vauban.types import Caller, Evidence, Mode, Reason
 
 if TYPE_CHECKING:
     from vauban.detectors.encoder import Encoded
+    from vauban.detectors.extraction.detector import ExtractionDetector
 
 
 Watch = Callable[
@@ -146,7 +146,28 @@ class ScreenQueue:
             item.done.set_result(Screened(outcome, len(batch), queue_ms, encode_ms, known))
 
 
-def watcher(policy: ExtractionPolicy, state: StatePolicy | None = None) -> Watch | None:
+class Watcher:
+    """The extraction detector, as a queue tells it of each batch.
+
+    :param exchange: open; where the detector keeps together with other processes what accumulates.
+    """
+
+    def __init__(self, detector: ExtractionDetector, exchange: Exchange | None = None) -> None:
+        self._detector = detector
+        self._exchange = exchange
+
+    def __call__(
+        self, callers: Sequence[Caller | None], outcomes: Sequence[Seen | Reason]
+    ) -> Sequence[Evidence | Reason | None]:
+        return watch_each(self._detector, callers, outcomes)
+
+    def close(self) -> None:
+        """Give what has accumulated here to the store, if that answers."""
+        if self._exchange is not None:
+            self._exchange.close()
+
+
+def watcher(policy: ExtractionPolicy, state: StatePolicy | None = None) -> Watcher | None:
     """What a queue tells of each batch: the extraction detector, unless the policy has it off.
 
     :param state: where what accumulates about a caller is kept, for all processes that share it;
@@ -166,7 +187,7 @@ def watcher(policy: ExtractionPolicy, state: StatePolicy | None = None) -> Watch
             " vauban[gpu] have them), or set extraction.mode: off"
         ) from None
     if state is None or state.store == MEMORY:
-        return partial(watch_each, ExtractionDetector(policy))
+        return Watcher(ExtractionDetector(policy))
     exchange = Exchange(open_store(state), state)
     exchange.open()
-    return partial(watch_each, ExtractionDetector(policy, exchange=exchange))
+    return Watcher(ExtractionDetector(policy, exchange=exchange), exchange)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -35,6 +36,14 @@ REFERENCE = Reference.load()
 VALUES = st.lists(st.floats(-100, 100, width=32), min_size=len(ARMS), max_size=len(ARMS)).map(
     lambda row: np.array(row, np.float32)
 )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One encoded request."""
+
+    embedding: Floats
+    parts: None = None
 
 
 def after(segments: Sequence[Floats]) -> Accumulated:
@@ -181,10 +190,18 @@ def test_a_lost_store_stops_no_judgement(world: World) -> None:
         server.remove()
 
 
-def test_the_watcher_of_a_shared_store_takes_part(
-    shared_policy: Callable[..., StatePolicy],
+def test_a_watcher_gives_the_store_what_it_knows_before_it_ends(
+    shared_policy: Callable[..., StatePolicy], world: World
 ) -> None:
-    assert watcher(CPU, StatePolicy()).args[0]._exchange is None
-    exchange = watcher(CPU, shared_policy()).args[0]._exchange
-    assert isinstance(exchange, Exchange)
-    exchange.close()
+    policy = shared_policy(refresh_ms=60_000)  # nothing goes by itself
+    for state in (StatePolicy(), policy):
+        watch = watcher(CPU, state)
+        assert watch is not None
+        callers = [Caller("a")] * SEGMENT
+        watch(callers, [Seen(row) for row in world.script(SEGMENT)])
+        watch.close()
+    store = open_store(policy)
+    store.open()
+    (counts,) = store.add_counts([("a", {})])
+    assert Accumulated.of(counts).segments == 1.0
+    store.close()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from triton_fakes import MakeInput, completion
 
+from vauban.detectors.extraction.accumulated import Accumulated
 from vauban.errors import (
     Banned,
     ConfigError,
@@ -25,6 +26,7 @@ from vauban.hosts.triton.output import Jobs
 from vauban.hosts.triton.seal import Bundle, Seal
 from vauban.mark import Sealer
 from vauban.policy import Policy
+from vauban.state.store import open_store
 from vauban.types import Evidence, Level, PrincipalKind, Reason
 
 WIDTH = 384
@@ -136,6 +138,20 @@ def test_levels_outlive_it_in_a_shared_store(
     said = at_start(policy(**sections))
     assert ("read from the store" in said) is shared
     assert ("are forgotten" in said) is not shared
+
+
+def test_what_it_knows_of_callers_is_kept_when_it_is_unloaded(
+    make: Make, seal: Seal, tmp_path: Path
+) -> None:
+    state = {"store": f"sqlite:///{tmp_path / 'state.db'}", "refresh_ms": 60_000}
+    first = make(state=state)
+    explore(users_of(first, seal), THIEF, 64)
+    first.close()
+    store = open_store(policy(state=state).state)
+    store.open()
+    (counts,) = store.add_counts([(THIEF, {})])
+    store.close()
+    assert Accumulated.of(counts).segments == 1.0
 
 
 def test_several_instances_need_a_store_that_they_share(make: Make, tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ class GuardExtraction:
         self._treatment.ledger.open()
 
     def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
         self._treatment.ledger.close()
 
     def __call__(self, asked: bytes) -> bytes:

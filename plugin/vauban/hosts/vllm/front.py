@@ -32,7 +32,7 @@ from vauban.policy import Policy
 from vauban.protocol.framing import Framer, make_framer
 from vauban.protocol.hardening import Hardening
 from vauban.protocol.owner import Owners
-from vauban.screening import ScreenQueue, watcher
+from vauban.screening import ScreenQueue, Watcher, watcher
 from vauban.state.store import require_shared
 from vauban.telemetry import AuditLog, Decision, process_metrics
 from vauban.text.control_tokens import special_tokens
@@ -77,6 +77,7 @@ class Front:
         self.nobody = Principal("nobody", PrincipalKind.ANONYMOUS)
         self._receiver: ReportReceiver | None = None
         self._queue: ScreenQueue | None = None
+        self._watch: Watcher | None = None
 
     def configure(self, args: Any) -> None:
         """Check policy, keys and the listening address. Needs no engine, so wrong settings stop
@@ -137,6 +138,8 @@ class Front:
             self.tool_gate.approvals.close()
         if self._queue is not None:
             self._queue.close()
+        if self._watch is not None:
+            self._watch.close()
 
     # -- per request ---------------------------------------------------------------------------
 
@@ -320,8 +323,8 @@ class Front:
         logger.info(
             "vauban's encoder loaded in %.1f s on %s", time.perf_counter() - started, device
         )
-        watch = watcher(self.policy.extraction, self.policy.state)
-        return ScreenQueue(encoder.encode, self.policy.encoder.queue_tokens, watch)
+        self._watch = watcher(self.policy.extraction, self.policy.state)
+        return ScreenQueue(encoder.encode, self.policy.encoder.queue_tokens, self._watch)
 
     def _make_framer(self, state: State) -> Framer:
         def render(messages: Sequence[Mapping[str, str]]) -> str:
