@@ -30,6 +30,12 @@ class ExtractionPolicy(Section):
     reference: Path | None = field(
         None, "Directory of the honest reference; default: the one that ships in the package."
     )
+    learn: Literal["off", "report", "use"] = field(
+        "report",
+        "report: measure while serving how far this server's honest callers are from the reference"
+        " (drift); use: also move the reference there, in this process, by 1 honest spread at most;"
+        " off: neither.",
+    )
     flag_at: float = field(0.34, "Flag a caller at this score.", "score", ge=0.0, le=1.0)
     slow_at: float = field(0.42, "Slow a caller at this score.", "score", ge=0.0, le=1.0)
     degrade_at: float = field(0.5, "Degrade a caller at this score.", "score", ge=0.0, le=1.0)

@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from vauban.access.standing import Transition
 from vauban.errors import ConfigError
 from vauban.policy import AuditPolicy
-from vauban.types import Level
+from vauban.types import Evidence, Level, Reason
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -90,6 +90,13 @@ class Metrics:
             "How unlike honest people a caller's recent queries are, per request.",
             (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
         )
+        self.drift = Gauge(
+            "vauban_extraction_drift",
+            "Honest spreads by which this server's callers are off the extraction reference, in the"
+            " statistic that is off most.",
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
         self.batch = histogram(
             "vauban_encoder_batch_size",
             "Requests that shared an encoder pass, per request.",
@@ -122,6 +129,14 @@ class Metrics:
         for level in Level:
             if level is not Level.CLEAR:
                 self.principals.labels(level.name.lower()).set(levels.get(level, 0))
+
+    def observe_evidence(self, known: Evidence | Reason) -> None:
+        if isinstance(known, Reason):
+            self.failures.labels(known.value).inc()
+            return
+        self.extraction.observe(known.score)
+        if (drift := dict(known.signals).get("drift")) is not None:
+            self.drift.set(drift)
 
     def observe_transition(self, transition: Transition) -> None:
         if transition.before is not transition.after:

@@ -46,8 +46,15 @@ class Pool:
         large = [t for t in range(topics) if len(members[t]) >= _MIN_TOPIC]
         similar = embeddings @ embeddings.T
         np.fill_diagonal(similar, -1.0)
-        neighbours = np.argsort(-similar, axis=1)[:, :_NEIGHBOURS]
-        return cls(embeddings, topic_of, members, np.array(large), neighbours)
+        return cls(embeddings, topic_of, members, np.array(large), _most_similar(similar))
+
+
+def _most_similar(similar: Floats) -> NDArray[np.intp]:
+    """Columns of the largest of each row [n, `_NEIGHBOURS`], the largest first."""
+    columns = np.argpartition(-similar, _NEIGHBOURS, axis=1)[:, :_NEIGHBOURS]
+    values = np.take_along_axis(similar, columns, axis=1)
+    found: NDArray[np.intp] = np.take_along_axis(columns, np.argsort(-values, axis=1), axis=1)
+    return found
 
 
 def clusters(

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass
 
 import numpy as np
 
-from vauban.detectors.extraction.features import STATISTICS
+from vauban.detectors.extraction.learning import MIN_USERS, Statistics, move
 from vauban.detectors.extraction.profile import Profile
 from vauban.detectors.extraction.projection import Floats
 from vauban.detectors.extraction.reference import NONE, Reference, Suspicion
@@ -22,14 +21,6 @@ from vauban.detectors.extraction.replay import Row
 from vauban.errors import MalformedRequest
 from vauban.policy_extraction import ExtractionPolicy
 from vauban.types import Level
-
-MIN_USERS: Final = 20
-PRIOR_USERS: Final = 50.0
-"""The shipped reference counts as much as this many callers."""
-_QUARTILE_TO_DECILE: Final = 1.9
-_MOST_SPREAD: Final = 3.0
-
-_Stats = dict[int, Floats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +49,7 @@ def calibrate(
     for row in rows:
         if not row.caller.service:
             streams[row.caller.id].append(row.embedding)
-    people: list[_Stats] = []
+    people: list[Statistics] = []
     suspects = short = 0
     for stream in streams.values():
         statistics, worst = _watch(np.stack(stream), reference)
@@ -73,41 +64,19 @@ def calibrate(
             f"{len(people)} users can be learned from ({suspects} are suspect, {short} have too"
             f" few queries); at least {MIN_USERS} are needed"
         )
-    moved, drift = _move(reference, people)
+    moved, drift = move(reference, people)
     return Calibrated(moved, len(people), suspects, short, drift)
 
 
-def _watch(stream: Floats, reference: Reference) -> tuple[_Stats, Suspicion]:
+def _watch(stream: Floats, reference: Reference) -> tuple[Statistics, Suspicion]:
     """The statistics at each length of the tables, and the worst that was found on the way."""
     small = reference.projection(stream)
     fine = reference.projection.fine_cells(small, reference.projection.cells(small))
     profile, wanted = Profile(), set(reference.lengths.astype(int).tolist())
-    found: _Stats = {}
+    found: Statistics = {}
     for vector, cell in zip(small, fine, strict=True):
         if profile.add(vector, int(cell)):
             profile.judge(reference)
             if profile.count in wanted:
                 found[profile.count] = profile.windows()[-1][1]
     return found, max(profile.worst, NONE)
-
-
-def _move(reference: Reference, people: Sequence[_Stats]) -> tuple[Reference, dict[str, float]]:
-    centre, up, down = (table.copy() for table in (reference.centre, reference.up, reference.down))
-    moves: list[Floats] = []
-    for place, length in enumerate(reference.lengths.astype(int).tolist()):
-        seen = np.array([stats[length] for stats in people if length in stats])
-        if len(seen) < MIN_USERS:
-            if moves:  # too few callers get this far: as at the length before
-                centre[place] += moves[-1] * np.where(moves[-1] > 0, up[place], down[place])
-            continue
-        weight = len(seen) / (len(seen) + PRIOR_USERS)
-        low, median, high = np.quantile(seen, [0.25, 0.5, 0.75], axis=0)
-        offset = weight * (median - centre[place])
-        moves.append(offset / np.where(offset > 0, up[place], down[place]))
-        centre[place] += offset
-        for table, quarter in ((up, high - median), (down, median - low)):
-            ratio = np.clip(quarter * _QUARTILE_TO_DECILE / table[place], 1.0, _MOST_SPREAD)
-            table[place] *= 1.0 + weight * (ratio - 1.0)
-    about = {**reference.about, "calibrated_on_users": len(people)}
-    drift = dict(zip(STATISTICS, np.mean(moves, axis=0).tolist(), strict=True))
-    return replace(reference, centre=centre, up=up, down=down, about=about), drift

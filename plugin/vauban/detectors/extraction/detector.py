@@ -16,6 +16,7 @@ metric are measured beside it (`vauban evaluate extraction`).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ from vauban.detectors.extraction.accumulated import SEGMENT, Accumulated
 from vauban.detectors.extraction.article import ARTICLE_BAN, article_score
 from vauban.detectors.extraction.campaign import MAX_RAISE, Campaign, Campaigns
 from vauban.detectors.extraction.index import SharedIndex
+from vauban.detectors.extraction.learning import Learner
 from vauban.detectors.extraction.profile import Profile
 from vauban.detectors.extraction.projection import FINE, Floats, Small
 from vauban.detectors.extraction.reference import NONE, Reference, Suspicion, tail_of
@@ -35,7 +37,11 @@ from vauban.detectors.extraction.service import ServiceBaseline
 from vauban.policy_extraction import ExtractionPolicy
 from vauban.types import Caller, Evidence, Level
 
+logger = logging.getLogger(__name__)
+
 NOTHING: Final = Evidence(0.0, Level.CLEAR, 0)
+DRIFT_TOLD: Final = 1.0
+"""Honest spreads by which the median of a statistic is off before that is logged."""
 POPULAR: Final = 6
 """A query that more callers than this have asked links nobody: everyone says hello."""
 _ARTICLE_WINDOW: Final = 100
@@ -93,6 +99,9 @@ class ExtractionDetector:
         self._exchange = exchange
         self._clock = clock
         self.reference = reference or Reference.load(policy.reference)
+        learns = policy.learn != "off" and policy.metric == "sessions"
+        self._learner = Learner(self.reference) if learns else None
+        self.drift: dict[str, float] = {}
         self._cells = len(self.reference.projection.centres)
         self._index = SharedIndex(
             self.reference.projection.centres,
@@ -170,6 +179,8 @@ class ExtractionDetector:
         only, go with their generation."""
         found = self._callers.pop(caller, None)
         self._campaigns.forget(caller)
+        if self._learner is not None:
+            self._learner.withdraw(caller)
         if self._exchange is not None:
             self._exchange.leave(caller)
         if found is None:
@@ -194,6 +205,8 @@ class ExtractionDetector:
             ("accumulated", round(profile.over_all.tail, 2)),
             ("accumulated_queries", float(round(profile.accumulated.segments * SEGMENT))),
         ]
+        if self.drift:
+            signals.append(("drift", round(max(map(abs, self.drift.values())), 2)))
         campaign: Campaign | None = None
         if suspicion is not NONE:
             tail = tail_of(suspicion.tail, self.reference.ever)
@@ -219,6 +232,24 @@ class ExtractionDetector:
             campaign=campaign.name if campaign is not None and in_campaign else "",
             began_at=caller.began_at,
         )
+        if self._learner is not None and caller.service is None:
+            self._learn(self._learner, name, caller)
+
+    def _learn(self, learner: Learner, name: str, caller: _Known) -> None:
+        if caller.rung > Level.CLEAR:
+            learner.withdraw(name)
+        elif learner.wants(caller.profile.count):
+            learner.take(name, caller.tags, *caller.profile.windows()[-1])
+        if (found := learner.learned()) is not None:
+            moved, self.drift = found
+            most = max(self.drift, key=lambda statistic: abs(self.drift[statistic]))
+            if abs(self.drift[most]) > DRIFT_TOLD:
+                logger.warning(
+                    "what %d callers ask differs from the reference: %s by %+.1f honest spreads",
+                    len(learner), most, self.drift[most],
+                )  # fmt: skip
+            if self.policy.learn == "use":
+                self.reference = moved
 
     def _suspect(self, name: str, profile: Profile) -> Suspicion:
         if self._exchange is None:

@@ -98,12 +98,21 @@ class UserMetrics:
             kind=family.HISTOGRAM,
         )
         self._score = self._score_family.Metric(labels={}, buckets=list(EXTRACTION_BUCKETS))
+        self._drift_family = family(
+            name="vauban_extraction_drift",
+            description="Honest spreads by which this server's callers are off the extraction"
+            " reference, in the statistic that is off most.",
+            kind=family.GAUGE,
+        )
+        self._drift = self._drift_family.Metric(labels={})
 
     def observe(self, known: Evidence | Reason) -> None:
         if isinstance(known, Reason):
             self._failures.add(1, {"reason": known.value})
-        else:
-            self._score.observe(known.score)
+            return
+        self._score.observe(known.score)
+        if (drift := dict(known.signals).get("drift")) is not None:
+            self._drift.set(drift)
 
     def observe_transition(self, transition: Transition) -> None:
         if transition.before is transition.after:

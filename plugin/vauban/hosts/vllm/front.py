@@ -172,10 +172,8 @@ class Front:
     def learn(self, principal: Principal, evidence: Evidence | Reason | None) -> None:
         """Enter what the extraction detector knows of a caller after a query."""
         self.treatment.learn(principal, evidence)
-        if isinstance(evidence, Reason):
-            self.metrics.failures.labels(evidence.value).inc()
-        elif evidence is not None:
-            self.metrics.extraction.observe(evidence.score)
+        if evidence is not None:
+            self.metrics.observe_evidence(evidence)
 
     async def screen_here(self, windows: Windows, caller: Caller | None = None) -> Report:
         """Screen in this process, in one batch with whatever else waits."""
