@@ -28,6 +28,7 @@ Watch = Callable[
     [Sequence[Caller | None], Sequence[Seen | Reason]], Sequence[Evidence | Reason | None]
 ]
 
+DAY_S = 86_400
 SLICE_TOKENS = 65_536
 """Most tokens that one pass over the waiting requests takes at once."""
 
@@ -186,8 +187,11 @@ def watcher(policy: ExtractionPolicy, state: StatePolicy | None = None) -> Watch
             "extraction detection needs FAISS: install faiss-cpu or faiss-gpu (vauban[cpu] and"
             " vauban[gpu] have them), or set extraction.mode: off"
         ) from None
-    if state is None or state.store == MEMORY:
-        return Watcher(ExtractionDetector(policy))
+    state = state or StatePolicy()
+    retention_s = state.retention_days * DAY_S
+    if state.store == MEMORY:
+        return Watcher(ExtractionDetector(policy, retention_s=retention_s))
     exchange = Exchange(open_store(state), state)
     exchange.open()
-    return Watcher(ExtractionDetector(policy, exchange=exchange), exchange)
+    detector = ExtractionDetector(policy, exchange=exchange, retention_s=retention_s)
+    return Watcher(detector, exchange)

@@ -10,12 +10,14 @@ from extraction_world import World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vauban.detectors.extraction.detector import ExtractionDetector, Query
+from vauban.detectors.extraction.detector import NOTHING, ExtractionDetector, Query
 from vauban.detectors.extraction.profile import PROFILE_BYTES, Profile
 from vauban.detectors.extraction.projection import Floats
 from vauban.detectors.extraction.reference import Reference
+from vauban.policy import Policy
 from vauban.policy_extraction import ExtractionPolicy
-from vauban.types import Caller, Evidence, Level
+from vauban.treatment import Treatment
+from vauban.types import Caller, Evidence, Level, Principal, PrincipalKind
 
 SERVICE = Caller("s", service=True)
 CPU = ExtractionPolicy(device="cpu")
@@ -109,6 +111,41 @@ def test_memory_is_bounded_and_the_silent_leave_first(world: World) -> None:
             assert detector.nbytes <= policy.max_memory_bytes + PROFILE_BYTES
     assert detector.evidence("first").queries == 0
     assert detector.evidence("fifth").queries > 0
+
+
+def test_who_is_silent_for_long_is_forgotten(world: World) -> None:
+    now = [0.0]
+    detector = ExtractionDetector(CPU, REFERENCE, clock=lambda: now[0], retention_s=100.0)
+    row = world.script(1)[0]
+    for name in ("silent", "asking", "asking", "asking"):
+        detector.observe([Query(Caller(name), row)])
+        now[0] += 60.0
+    assert detector.evidence("silent") is NOTHING
+    assert len(detector) == 1
+
+
+def test_who_is_evicted_stays_banned(world: World) -> None:
+    bound = Policy.model_validate(
+        {"extraction": {"max_memory_bytes": 2**20, "device": "cpu", "step_queries": 16}}
+    )
+    treatment = Treatment(bound)
+    treatment.ledger.open()
+    detector = ExtractionDetector(bound.extraction, REFERENCE)
+    thief = Principal("key:thief", PrincipalKind.KEY)
+
+    def ask(rows: Floats) -> None:
+        for part in np.split(rows, range(32, len(rows), 32)):
+            for evidence in detector.observe([Query(Caller(thief.id), row) for row in part]):
+                treatment.learn(thief, evidence)
+
+    ask(world.script(400))
+    assert treatment.standing(thief.id).level is Level.BANNED
+    for number in range(300):
+        detector.observe([Query(Caller(f"other-{number}"), row) for row in world.person(2)])
+    assert detector.evidence(thief.id) == Evidence(0.0, Level.CLEAR, 0)
+    ask(world.person(64))
+    assert treatment.standing(thief.id).level is Level.BANNED
+    treatment.ledger.close()
 
 
 def test_a_profile_takes_no_more_than_stated(world: World) -> None:

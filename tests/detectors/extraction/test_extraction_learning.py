@@ -109,8 +109,8 @@ def test_drift_is_told_and_changes_nothing_unless_it_is_to_be_used(
 ) -> None:
     policy = ExtractionPolicy(device="cpu", learn=learn)
     detector = ExtractionDetector(policy, REFERENCE)
-    found = watched(detector, {f"p{n}": world.person(64) for n in range(EVERY_VOTERS)})
-    told = "drift" in dict(found[f"p{EVERY_VOTERS - 1}"].signals)
+    watched(detector, {f"p{n}": world.person(64) for n in range(EVERY_VOTERS)})
+    told = "drift" in dict(watched(detector, {"later": world.person(64)})["later"].signals)
     assert told is bool(detector.drift) is (learn == "report")
     assert detector.reference is REFERENCE
 

@@ -17,6 +17,7 @@ metric are measured beside it (`vauban evaluate extraction`).
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +74,7 @@ class _Known:
     rung_since: int = 0
     nbytes: int = 0
     began_at: float = 0.0
+    asked_at: float = 0.0
     tags: tuple[str, ...] = field(default=())
 
 
@@ -85,6 +87,7 @@ class ExtractionDetector:
     :param clock: seconds since the epoch.
     :param exchange: where what accumulates is kept together with other processes; default: it is
         kept here alone.
+    :param retention_s: seconds of silence after which a caller is forgotten.
     :raises WeightsError: the reference can't be loaded.
     """
 
@@ -94,8 +97,10 @@ class ExtractionDetector:
         reference: Reference | None = None,
         clock: Callable[[], float] = time.time,
         exchange: Exchange | None = None,
+        retention_s: float = math.inf,
     ) -> None:
         self.policy = policy
+        self._retention_s = retention_s
         self._exchange = exchange
         self._clock = clock
         self.reference = reference or Reference.load(policy.reference)
@@ -293,6 +298,7 @@ class ExtractionDetector:
         elif not caller.service:
             found.service = None
         found.tags = tuple(tag for tag in caller.tags if tag)
+        found.asked_at = self._clock()
         self._callers.move_to_end(caller.id)
         return found
 
@@ -305,5 +311,10 @@ class ExtractionDetector:
         caller.nbytes = now
 
     def _evict(self) -> None:
-        while self._nbytes > self.policy.max_memory_bytes and len(self._callers) > 1:
-            self.forget(next(iter(self._callers)))
+        silent_since = self._clock() - self._retention_s
+        while len(self._callers) > 1:
+            name, oldest = next(iter(self._callers.items()))
+            full = self._nbytes > self.policy.max_memory_bytes
+            if not full and oldest.asked_at >= silent_since:
+                return
+            self.forget(name)
