@@ -28,6 +28,7 @@ def extraction(
     ] = "held_out",
     cache: Annotated[Path | None, typer.Option(help=".npy file that keeps embeddings.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that simulate.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     policy_file: Annotated[
         Path | None,
@@ -50,7 +51,7 @@ def extraction(
         embed = embedder(EncoderPolicy(), partial(track, "embedding"))
         result = evaluate(
             worlds(found, embed, cache)[world], reference, policy.extraction,
-            people=people, thieves=thieves, seed=seed, track=track,
+            people=people, thieves=thieves, seed=seed, track=track, workers=workers,
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(_as_json(result)))

@@ -6,10 +6,14 @@ arXiv 2606.05725 and the peers do it; what the shipped thresholds do is reported
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,12 +40,19 @@ CAMPAIGN_ACCOUNTS: Final = 20
 CAMPAIGN_QUERIES: Final = 3000
 BYSTANDERS: Final = 60
 _MMD_ROWS: Final = 1000
+_PERSON: Final = "person"
+_HIDDEN: Final = "hidden_"
 _SLOW_KINDS: Final = ("k_centre", "sorted", "shuffled_sorted")
 _GROUPS: Final[Mapping[str, str]] = {
     **dict.fromkeys(BROAD, "broad"), **dict.fromkeys(NARROW, "narrow"),
 }  # fmt: skip
 
+T = TypeVar("T")
 Track = Callable[[str, int, int], object]
+Results = dict[str, list[T]]
+"""By kind."""
+_Task = tuple[str, int]
+"""Kind and number, which its random numbers hang on."""
 Scores = dict[str, dict[int, float]]
 """Method -> queries -> how suspect, higher is more."""
 
@@ -84,54 +95,134 @@ def evaluate(
     thieves: int,
     seed: int,
     track: Track,
+    workers: int = 1,
 ) -> Evaluation:
-    """:param thieves: of each kind; a third of that for kinds that are slow to simulate."""
-    rng = np.random.default_rng(seed)
-    watch = _Watch(reference, policy, world, rng)
-    longest = max(LENGTHS)
-    honest = []
-    for number in range(people):
-        honest.append(watch(world.person(PERSON_QUERIES, rng)))
-        track("people", number + 1, people)
-    groups: dict[str, list[Seen]] = defaultdict(list)
+    """:param thieves: of each kind; a third of that for kinds that are slow to simulate, and three
+        times that for theft that is hidden.
+    :param workers: processes that simulate; the result is the same for any number.
+    """
     kinds = [*world.kinds([*BROAD, *NARROW]), *IN_SESSIONS, "small_pool"]
-    for number, kind in enumerate(kinds):
-        count = thieves // 3 if kind in _SLOW_KINDS else thieves
-        for _ in range(count):
-            length = min(longest, len(world.thefts["instructions"]))
-            seen = watch(world.theft(kind, length if kind in _SLOW_KINDS else longest, rng))
-            groups[kind].append(seen)
-            if kind in _GROUPS:
-                groups[_GROUPS[kind]].append(seen)
-        track("thieves", number + 1, len(kinds))
-    for share in HIDDEN_SHARES:
-        groups[f"hidden_{share:.0%}"] += [
-            watch(world.hidden(share, longest, rng)) for _ in range(3 * thieves)
-        ]
+    numbers = {kind: thieves // 3 if kind in _SLOW_KINDS else thieves for kind in kinds}
+    numbers |= {f"{_HIDDEN}{share:.0%}": 3 * thieves for share in HIDDEN_SHARES}
+    services = dict.fromkeys(SERVICES, max(4, thieves))
+    campaigns = dict.fromkeys(world.kinds([*BROAD[:4], *NARROW[:1]]), max(1, thieves // 4))
+    _shared[:] = [_Simulation(world, reference, policy, seed)]
+    gc.freeze()  # forked processes share these pages until a collection touches them
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+
+        def each(what: str, work: Callable[[_Task], T], plan: Mapping[str, int]) -> Results[T]:
+            tasks = [(kind, number) for kind, count in plan.items() for number in range(count)]
+            found: Results[T] = defaultdict(list)
+            done = pool.map(work, tasks)
+            for place, ((kind, _), result) in enumerate(zip(tasks, done, strict=True), 1):
+                found[kind].append(result)
+                track(what, place, len(tasks))
+            return found
+
+        honest = each("people", _caller, {_PERSON: people})[_PERSON]
+        groups = each("thieves", _caller, numbers)
+        degraded = each("services", _service, services)
+        named = [pair for found in each("campaigns", _campaign, campaigns).values()
+                 for pair in found]  # fmt: skip
+    for kind, group in _GROUPS.items():
+        groups[group] += groups.get(kind, [])
+    return _summary(people, thieves, honest, groups, degraded, named)
+
+
+def _summary(
+    people: int, thieves: int, honest: Sequence[Seen], groups: Results[Seen],
+    degraded: Results[bool], named: Sequence[tuple[bool, bool]],
+) -> Evaluation:  # fmt: skip
+    longest = max(LENGTHS)
     result = Evaluation(people, thieves)
     result.found = _shares(honest, groups)
-    people_too = {"person": honest} | groups
+    people_too = {_PERSON: honest} | groups
     for level, shares in ((Level.FLAGGED, result.flagged), (Level.BANNED, result.ban_score)):
         shares |= {kind: _ever(seen, level, longest) for kind, seen in people_too.items()}
-        shares[f"person, {PERSON_QUERIES} queries"] = _ever(honest, level, PERSON_QUERIES)
+        shares[f"{_PERSON}, {PERSON_QUERIES} queries"] = _ever(honest, level, PERSON_QUERIES)
     result.first_flag = {kind: _median_first(seen) for kind, seen in groups.items()}
-    result.services = _services(world, reference, policy, max(4, thieves), rng, track)
-    result.campaigns, result.false_campaigns = _campaigns(world, reference, policy, rng, track)
+    result.services = {kind: float(np.mean(wrong)) for kind, wrong in degraded.items()}
+    result.campaigns, result.false_campaigns = np.mean(named, axis=0).tolist()
     return result
 
 
-class _Watch:
-    """One caller's stream, scored by every method at each of `LENGTHS`."""
+_shared: list[_Simulation] = []
+
+
+def _caller(task: _Task) -> Seen:
+    return _shared[0].caller(*task)
+
+
+def _service(task: _Task) -> bool:
+    return _shared[0].is_degraded(*task)
+
+
+def _campaign(task: _Task) -> tuple[bool, bool]:
+    return _shared[0].campaign(*task)
+
+
+class _Simulation:
+    """One caller's stream at a time, scored by every method at each of `LENGTHS`."""
 
     def __init__(
-        self, reference: Reference, policy: ExtractionPolicy, world: World, rng: Generator
+        self, world: World, reference: Reference, policy: ExtractionPolicy, seed: int
     ) -> None:
+        self._world = world
         self._reference = reference
         self._policy = policy
+        self._seed = seed
         pool = world.people[0].embeddings
-        self._honest = unit(reference.projection(pool[rng.permutation(len(pool))[:_MMD_ROWS]]))
+        rows = self._rng("honest", 0).permutation(len(pool))[:_MMD_ROWS]
+        self._honest = unit(reference.projection(pool[rows]))
 
-    def __call__(self, stream: Floats) -> Seen:
+    def caller(self, kind: str, number: int) -> Seen:
+        rng, world = self._rng(kind, number), self._world
+        if kind == _PERSON:
+            return self._seen(world.person(PERSON_QUERIES, rng))
+        if kind.startswith(_HIDDEN):
+            share = float(kind.removeprefix(_HIDDEN).rstrip("%")) / 100
+            return self._seen(world.hidden(share, max(LENGTHS), rng))
+        length = max(LENGTHS)
+        if kind in _SLOW_KINDS:
+            length = min(length, len(world.thefts["instructions"]))
+        return self._seen(world.theft(kind, length, rng))
+
+    def is_degraded(self, kind: str, number: int) -> bool:
+        """Whether a declared service is degraded at any time."""
+        detector = ExtractionDetector(self._policy, self._reference)
+        caller, worst = Caller("service", service=True), Level.CLEAR
+        stream = self._world.service(kind, SERVICE_QUERIES, self._rng(kind, number))
+        for start in range(0, len(stream), BLOCK):
+            queries = [Query(caller, row) for row in stream[start : start + BLOCK]]
+            worst = max(worst, *(e.level for e in detector.observe(queries)))
+        return worst >= Level.DEGRADED
+
+    def campaign(self, kind: str, number: int) -> tuple[bool, bool]:
+        """Whether a campaign is named in a population with a thief's accounts: one that holds most
+        of them; and without: any."""
+        rng = self._rng(f"campaign of {kind}", number)
+        each = CAMPAIGN_QUERIES // CAMPAIGN_ACCOUNTS
+        people = {f"person-{n}": self._world.person(each, rng) for n in range(BYSTANDERS)}
+        theft = self._world.theft(kind, CAMPAIGN_QUERIES, rng)
+        accounts = {f"account-{n}": theft[n::CAMPAIGN_ACCOUNTS] for n in range(CAMPAIGN_ACCOUNTS)}
+        named = self._named(people | accounts)
+        found = sum(name.startswith("account") for name in named) >= CAMPAIGN_ACCOUNTS // 2
+        return found, bool(self._named(people))
+
+    def _named(self, streams: Mapping[str, Floats]) -> set[str]:
+        """Callers that were ever part of a campaign; their queries come in turns."""
+        detector, named = ExtractionDetector(self._policy, self._reference), set()
+        for turn in range(max(len(stream) for stream in streams.values())):
+            queries = [Query(Caller(n), s[turn]) for n, s in streams.items() if turn < len(s)]
+            for query, evidence in zip(queries, detector.observe(queries), strict=True):
+                if evidence.campaign:
+                    named.add(query.caller.id)
+        return named
+
+    def _rng(self, kind: str, number: int) -> Generator:
+        return np.random.default_rng([self._seed, zlib.crc32(kind.encode()), number])
+
+    def _seen(self, stream: Floats) -> Seen:
         projection = self._reference.projection
         small = projection(stream)
         cells = projection.cells(small)
@@ -187,56 +278,3 @@ def _ever(seen: Sequence[Seen], level: Level, queries: int) -> float:
 
 def _median_first(seen: Sequence[Seen]) -> float:
     return float(np.median([one.first.get(Level.FLAGGED, np.inf) for one in seen]))
-
-
-def _services(
-    world: World, reference: Reference, policy: ExtractionPolicy, each: int, rng: Generator,
-    track: Track,
-) -> dict[str, float]:  # fmt: skip
-    """Share of declared services that are degraded at any time."""
-    degraded = {}
-    for number, kind in enumerate(SERVICES):
-        wrong = 0
-        for _ in range(each):
-            detector = ExtractionDetector(policy, reference)
-            caller = Caller("service", service=True)
-            worst = Level.CLEAR
-            stream = world.service(kind, SERVICE_QUERIES, rng)
-            for start in range(0, len(stream), BLOCK):
-                queries = [Query(caller, row) for row in stream[start : start + BLOCK]]
-                worst = max(worst, *(e.level for e in detector.observe(queries)))
-            wrong += worst >= Level.DEGRADED
-        degraded[kind] = wrong / each
-        track("services", number + 1, len(SERVICES))
-    return degraded
-
-
-def _campaigns(
-    world: World, reference: Reference, policy: ExtractionPolicy, rng: Generator, track: Track
-) -> tuple[float, float]:
-    """Share of populations in which a campaign is named: with a thief's accounts, and without."""
-    kinds = world.kinds([*BROAD[:4], *NARROW[:1]])
-    found = false = 0
-    for number, kind in enumerate(kinds):
-        each = CAMPAIGN_QUERIES // CAMPAIGN_ACCOUNTS
-        people = {f"person-{n}": world.person(each, rng) for n in range(BYSTANDERS)}
-        theft = world.theft(kind, CAMPAIGN_QUERIES, rng)
-        accounts = {f"account-{n}": theft[n::CAMPAIGN_ACCOUNTS] for n in range(CAMPAIGN_ACCOUNTS)}
-        false += bool(_named(people, reference, policy))
-        named = _named(people | accounts, reference, policy)
-        found += sum(name.startswith("account") for name in named) >= CAMPAIGN_ACCOUNTS // 2
-        track("campaigns", number + 1, len(kinds))
-    return found / len(kinds), false / len(kinds)
-
-
-def _named(
-    streams: Mapping[str, Floats], reference: Reference, policy: ExtractionPolicy
-) -> set[str]:
-    """Callers that were ever part of a campaign; their queries come in turns."""
-    detector, named = ExtractionDetector(policy, reference), set()
-    for turn in range(max(len(stream) for stream in streams.values())):
-        queries = [Query(Caller(n), s[turn]) for n, s in streams.items() if turn < len(s)]
-        for query, evidence in zip(queries, detector.observe(queries), strict=True):
-            if evidence.campaign:
-                named.add(query.caller.id)
-    return named
