@@ -7,9 +7,12 @@ Statistics become one number in three monotone steps, each a table in the refere
 2. an arm (`ARMS`) is a weighted sum of those; how rare its value is among honest people of that
    length is a tail probability; so is how rare the mean of its values over segments is, in which
    evidence accumulates (`accumulated.py`); the arms of all windows and means compete on it;
-3. the rarest of them is compared with the rarest that an honest person ever shows in
-   `HORIZON` queries, whatever arm, window or mean it comes from. So one number controls how often
-   an honest person is ever suspected, and every arm has its own budget of that.
+3. the rarest of them, each less what it gives up, is compared with the rarest that an honest
+   person ever shows in `HORIZON` queries, whatever arm, window or mean it comes from. So one number
+   controls how often an honest person is ever suspected, and every arm has its own budget of that
+   (weighted tests; Genovese, Roeder and Wasserman 2006). Windows and the arms of plain thieves, who
+   are orders of magnitude rarer than anybody honest, give up most of theirs to those that find
+   mixed and chained theft by a hair.
 
 Beyond what the simulated people resolve, tails are continued exponentially.
 """
@@ -41,6 +44,12 @@ LEVELS: Final = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998)
 TENFOLDS: Final = 6.0
 """A score of 1 is reached by one honest person in 10 to the power of this."""
 ACCUMULATED: Final = "accumulated_"
+_WINDOW: Final = dict.fromkeys(ARMS, 1.0)
+"""How many tenfolds of its budget an arm gives up."""
+_SHORT_WINDOW: Final = _WINDOW | {"chain": math.inf}
+_MEAN: Final = _WINDOW | {"mixed": 0.0, "chain": 0.2, "sweep": 0.5}
+_PATIENCE: Final = 5.5
+"""Segments below which every mean gives up as much as a window: it says little more."""
 _CLIP: Final = 12.0
 _FILE: Final = "reference.safetensors"
 
@@ -49,8 +58,8 @@ _FILE: Final = "reference.safetensors"
 class Suspicion:
     """How unlike honest people a window is.
 
-    `tail`: -log10 of the share of honest windows as extreme in that arm; `arm` the rarest one,
-    with `ACCUMULATED` before it where it is a mean.
+    `tail`: -log10 of the share of honest windows as extreme in that arm, less what the arm gives
+    up; `arm` the rarest one, with `ACCUMULATED` before it where it is a mean.
     """
 
     tail: float
@@ -105,15 +114,16 @@ class Reference:
 
         :param values: of `arm_values`.
         """
-        chain = length >= CHAIN_MIN_QUERIES
-        return _rarest(values, self._tables(length).arm_tails, "", chain)
+        given_up = _WINDOW if length >= CHAIN_MIN_QUERIES else _SHORT_WINDOW
+        return _rarest(values, self._tables(length).arm_tails, "", given_up)
 
     def suspect_all(self, accumulated: Accumulated) -> Suspicion:
         """The rarest arm of all that has accumulated."""
         if accumulated.segments < self.segments[0]:
             return NONE
         tables = _between(self.segments, accumulated.segments)(self.mean_tails).tolist()
-        return _rarest(accumulated.means, tables, ACCUMULATED, True)
+        given_up = _MEAN if accumulated.segments >= _PATIENCE else _WINDOW
+        return _rarest(accumulated.means, tables, ACCUMULATED, given_up)
 
     def score(self, suspicion: Suspicion) -> float:
         """In [0, 1]: a sixth for every tenfold by which honest people are ever as suspect."""
@@ -168,7 +178,7 @@ class Reference:
 _TABLES: Final = (
     "lengths", "centre", "up", "down", "arm_tails", "segments", "mean_tails", "ever",
 )  # fmt: skip
-_ARMS: Final = json.dumps({name: dict(arm) for name, arm in ARMS.items()})
+_ARMS: Final = json.dumps([{name: dict(arm) for name, arm in ARMS.items()}, _WINDOW, _MEAN])
 _WEIGHTS: Final = np.array(
     [[arm.get(name, 0.0) for name in STATISTICS] for arm in ARMS.values()], dtype=np.float32
 )
@@ -196,12 +206,15 @@ def _between(marks: Floats, at: float) -> _Between:
 
 
 def _rarest(
-    values: Floats, tables: Sequence[Sequence[float]], prefix: str, chain: bool
+    values: Floats,
+    tables: Sequence[Sequence[float]],
+    prefix: str,
+    given_up: Mapping[str, float],
 ) -> Suspicion:
     found = NONE
     for name, value, table in zip(ARMS, values.tolist(), tables, strict=True):
-        if value > table[0] and (chain or name != "chain"):
-            found = max(found, Suspicion(tail_of(value, table), prefix + name))
+        if value > table[0]:
+            found = max(found, Suspicion(tail_of(value, table) - given_up[name], prefix + name))
     return found
 
 
