@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_target import Target
+from fake_target import Target, serving
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -68,7 +68,7 @@ def attack(
         target.mode = mode
         bounds = Bounds(request_s=0.5 if mode == "hang" else 60, retries=1, max_wait_s=0.01)
         fields = {"bounds": bounds, "limit_s": 60.0, "suites": SUITES, **more}
-        settings = run.Settings(target=target.url, model="m", **fields)
+        settings = run.Settings(target=run.Server(target.url, "m"), **fields)
         return run.run_all(["garak"], settings, CONSOLE)
 
     return go
@@ -88,6 +88,30 @@ def test_a_guarded_target(attack: Callable[..., Result]) -> None:
     assert result.latency.added_ms == [7.5] * 60
     # Ten attempts are too few to show it, and the gate says just that.
     assert failed(result) == {"attack_success: garak.dan"}
+
+
+def test_the_same_model_without_the_guard_beside_it(attack: Callable[..., Result]) -> None:
+    with serving() as other:
+        result = attack("guard", baseline=run.Server(other.url, "m"))
+        found = result.unguarded
+        assert found is not None
+        assert [(row.wins, row.blocked) for row in found.attacks] == [(10, {})]
+        assert [tool.outcome for tool in found.tools] == ["complete", "complete"]
+        assert result.latency is not None
+        assert (result.latency.source, len(result.latency.added_ms)) == ("baseline", 60)
+        assert failed(result) == {"attack_success: garak.dan"}
+        other.mode = "block"  # it can't lose, so the guard proves nothing before it
+        weak = attack("guard", baseline=run.Server(other.url, "m"))
+        assert "coverage: a target that can lose" in failed(weak)
+        other.mode = "broken"
+        assert "run: garak without the guard" in failed(
+            attack("guard", baseline=run.Server(other.url, "m"))
+        )
+
+
+def test_a_baseline_that_is_not_there_is_an_error(attack: Callable[..., Result]) -> None:
+    with pytest.raises(RedTeamError, match=r"127\.0\.0\.1:1 does not answer"):
+        attack("guard", baseline=run.Server("http://127.0.0.1:1"))
 
 
 def test_with_the_guard_off_the_gate_fails(attack: Callable[..., Result]) -> None:
@@ -132,7 +156,7 @@ def test_a_tool_that_fails(
 
 
 def test_nobody_is_there() -> None:
-    settings = run.Settings(target="http://user:hidden@127.0.0.1:1/v1")
+    settings = run.Settings(target=run.Server("http://user:hidden@127.0.0.1:1/v1"))
     with pytest.raises(RedTeamError, match=r"127\.0\.0\.1:1 does not answer") as told:
         run.run_all([], settings, CONSOLE)
     assert "hidden" not in str(told.value)

@@ -34,8 +34,13 @@ async def run_all(plan: dict[str, Any], report: TextIO) -> None:
         seed=plan["seed"],
     )  # fmt: skip
     write(report, {"type": "start", "pyrit": version("pyrit")})
-    for attempt in expanded(plan):
-        write(report, await run(plan, attempt))
+    places = asyncio.Semaphore(plan["parallel"])
+
+    async def one(attempt: dict[str, Any]) -> None:
+        async with places:
+            write(report, await run(plan, attempt))
+
+    await asyncio.gather(*map(one, expanded(plan)))
     write(report, {"type": "end"})
 
 
