@@ -140,6 +140,31 @@ def start_target(
     serve_target(Console(), guard, port, policy_file, engine=engine)
 
 
+@app.command()
+def ablate(
+    out: Annotated[Path, typer.Option(help="Directory for the results and tables.")] = Path(
+        "ablation"
+    ),
+    tool: Annotated[Literal["garak", "pyrit", "all"], typer.Option(help="What attacks.")] = "all",
+    profile: Profile = "quick",
+    engine: Annotated[
+        bool, typer.Option("--engine", help="With vLLM, which takes a start for each setting.")
+    ] = False,
+    seed: Seed = 0,
+    parallel: Parallel = 4,
+    limit_s: Limit = None,
+) -> None:
+    """Attack the scripted target with the guard off, with each stage alone and with all on."""
+    from vauban.commands.redteam_ablation import ablate as run
+
+    settings = _settings(
+        target="", model=None, baseline=None, profile=profile, seed=seed, parallel=parallel,
+        limit_s=limit_s, request_s=60.0, note="", benign=None,
+    )  # fmt: skip
+    tools = ["garak", "pyrit"] if tool == "all" else [tool]
+    run(Console(), tools, settings, out, engine=engine)
+
+
 def _settings(
     target: str,
     model: str | None,

@@ -104,8 +104,8 @@ async def execute(plan: dict[str, Any], attempt: dict[str, Any]) -> Any:
     }
     system = attempt.get("system")
     prepended = [Message.from_system_prompt(system)] if system else None
-    if attempt.get("script") is not None and plan.get("attacker"):
-        return await against_attacker(plan, attempt, common, prepended)
+    if attempt.get("attacker"):
+        return await by_attacker(plan, attempt, common, prepended)
     if attempt.get("script") is not None:
         messages = [Message.from_prompt(prompt=text, role="user") for text in attempt["script"]]
         return await MultiPromptSendingAttack(**common).execute_async(
@@ -116,7 +116,7 @@ async def execute(plan: dict[str, Any], attempt: dict[str, Any]) -> Any:
     )
 
 
-async def against_attacker(
+async def by_attacker(
     plan: dict[str, Any], attempt: dict[str, Any], common: dict[str, Any], prepended: Any
 ) -> Any:
     """Several turns, each written by a real attacker model."""

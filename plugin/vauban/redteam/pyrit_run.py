@@ -2,7 +2,7 @@
 
 Attacks: prompts sent as they are, through one converter and through stacks of them, inside
 PyRIT's jailbreak templates, and over several turns. The turns are a fixed script of ours, which
-rises from harmless talk to the order, unless an attacker model is given.
+rises from harmless talk to the order; with an attacker model there are turns of its own as well.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def _plan(
     url: str, model: str, settings: PyritSettings, seed: int, scratch: Path
 ) -> dict[str, Any]:
     attempts: list[dict[str, Any]] = []
-    objectives = OBJECTIVES[:: max(1, len(OBJECTIVES) // settings.objectives)]
-    objectives = objectives[: settings.objectives]
+    places = range(settings.objectives)
+    objectives = [OBJECTIVES[len(OBJECTIVES) * place // len(places)] for place in places]
     for name, chain in _CONVERTERS.items():
         for place, objective in enumerate(objectives):
             attempts.append(
@@ -148,13 +148,21 @@ def _plan(
                     "script": script, **objective,
                 }
             )  # fmt: skip
+    if settings.attacker is not None:
+        for place, objective in enumerate(objectives):
+            attempts.append(
+                {
+                    "name": "attacker_model", "number": f"model-{place}", "converters": [],
+                    "attacker": True, **objective,
+                }
+            )  # fmt: skip
     plan = {
         "endpoint": f"{url}/v1", "model": model, "seed": seed, "memory": str(scratch / "pyrit.db"),
         "max_tokens": settings.max_tokens, "attempts": attempts, "objectives": objectives,
         "jailbreaks": settings.jailbreaks, "parallel": settings.parallel,
     }  # fmt: skip
     if settings.attacker is not None:
-        plan["attacker"] = settings.attacker.url
+        plan["attacker"] = settings.attacker.url.rstrip("/").removesuffix("/v1") + "/v1"
         plan["attacker_model"] = settings.attacker.model
         plan["attacker_key"] = settings.attacker.key
     return plan

@@ -57,6 +57,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, [1])
         elif mode == "block" or (mode == "guard" and "ignore" in text.lower()):
             self._send(400, BLOCKED, **{"x-vauban-policy": "abc123", "x-vauban-added-ms": "12.5"})
+        elif mode == "attacker":
+            self._send(200, answer(attack(body["messages"][0]["content"])))
         else:
             self._send(200, answer(text), **{"x-vauban-added-ms": "7.5"})
 
@@ -69,6 +71,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
+
+
+def attack(instructions: str) -> str:
+    """What PyRIT's attacker model is to answer; this one has no idea but the objective itself."""
+    objective = instructions.partition("conversation objective is to: ")[2].partition("\n")[0]
+    return json.dumps({"next_message": objective, "rationale": "none", "last_response_summary": ""})
 
 
 def answer(text: str, finish: str = "stop") -> dict[str, Any]:
