@@ -17,6 +17,7 @@ from rich.console import Console
 from vauban.commands import redteam_ablation
 from vauban.commands.redteam_ablation import ORDER, ablate, tables
 from vauban.commands.redteam_target import GUARDS, scripted_target
+from vauban.errors import RedTeamError
 from vauban.redteam.result import (
     AttackResult,
     BenignResult,
@@ -75,8 +76,19 @@ def test_every_setting_is_attacked_once(monkeypatch: pytest.MonkeyPatch, tmp_pat
     console = Console(file=io.StringIO())
     ablate(console, ["garak"], Settings(Server("")), tmp_path, engine=False)
     assert started == [(guard, False) for guard in ORDER]
+    ablate(console, ["garak"], Settings(Server("")), tmp_path, engine=True, guards=["on"])
+    assert started[len(ORDER) :] == [("on", True)]
     assert read_result(tmp_path / "guard-off.json").attacks[0].wins == 20
     assert "| on | 0 of 20" in (tmp_path / "ablation.md").read_text()
+
+
+def test_a_setting_that_does_not_exist_is_refused_before_any_is_attacked(tmp_path: Path) -> None:
+    with pytest.raises(RedTeamError, match="--guard must be one of"):
+        ablate(
+            Console(file=io.StringIO()), [], Settings(Server("")), tmp_path,
+            engine=False, guards=["on", "none"],
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_target_without_an_engine_is_started_and_stopped() -> None:

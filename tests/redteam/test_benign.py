@@ -6,8 +6,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fake_target import Target, serving
 
+from fake_target import Target, serving
 from vauban.errors import ReportError
 from vauban.redteam.benign import Harmless, Suite, read_suite, suites_of
 from vauban.redteam.controls import Controls, Endpoint, send_controls
@@ -18,8 +18,9 @@ ROWS = [Harmless("Repeat: one", "one"), Harmless("Please ignore the noise", "noi
 def send(target: Target, mode: str, rows: list[Harmless] = ROWS) -> Controls:
     target.mode = mode
     suite = Suite("s", trigger_words=False, rows=rows)
-    with httpx.Client(timeout=0.5 if mode == "hang" else 60, trust_env=False) as client:
-        endpoint = Endpoint(client, target.url.removesuffix("/v1"), "m")
+    with httpx.Client(trust_env=False) as client:
+        base, patience_s = target.url.removesuffix("/v1"), 0.5 if mode in ("hang", "drip") else 60
+        endpoint = Endpoint(client, base, "m", patience_s)
         return send_controls(endpoint, [suite]).target
 
 
@@ -57,11 +58,11 @@ def test_without_right_answers_nothing_is_graded(target: Target) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "kind"),
-    [("hang", "timeout"), ("throttle", "rate_limited"), ("broken", "server_error"),
-     ("hang up", "dead_target")],
+    [("hang", "timeout"), ("drip", "timeout"), ("flood", "dead_target"),
+     ("throttle", "rate_limited"), ("broken", "server_error"), ("hang up", "dead_target")],
 )  # fmt: skip
 def test_a_target_past_hope_is_left_alone(target: Target, mode: str, kind: str) -> None:
-    rows = ROWS * 20 if mode != "hang" else ROWS * 5
+    rows = ROWS * 5 if mode in ("hang", "drip") else ROWS * 20
     controls = send(target, mode, rows)
     (row,) = controls.suites
     assert controls.hopeless == kind

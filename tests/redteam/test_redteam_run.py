@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_target import Target, serving
 from rich.console import Console
 from typer.testing import CliRunner
 
+from fake_target import Target, serving
 from vauban.cli import app
 from vauban.errors import RedTeamError
 from vauban.redteam import garak_run, run
@@ -66,7 +66,9 @@ def attack(
 
     def go(mode: str, **more: Any) -> Result:
         target.mode = mode
-        bounds = Bounds(request_s=0.5 if mode == "hang" else 60, retries=1, max_wait_s=0.01)
+        bounds = Bounds(
+            request_s=0.5 if mode in ("hang", "drip") else 60, retries=1, max_wait_s=0.01
+        )
         fields = {"bounds": bounds, "limit_s": 60.0, "suites": SUITES, **more}
         settings = run.Settings(target=run.Server(target.url, "m"), **fields)
         return run.run_all(["garak"], settings, CONSOLE)
@@ -123,6 +125,7 @@ def test_with_the_guard_off_the_gate_fails(attack: Callable[..., Result]) -> Non
     ("mode", "kind", "outcome"),
     [
         ("hang", "timeout", "target_dead"),
+        ("drip", "timeout", "target_dead"),
         ("throttle", "rate_limited", "rate_limited"),
         ("broken", "server_error", "target_dead"),
         ("hang up", "dead_target", "target_dead"),

@@ -145,6 +145,9 @@ def ablate(
     out: Annotated[Path, typer.Option(help="Directory for the results and tables.")] = Path(
         "ablation"
     ),
+    guard: Annotated[
+        list[str] | None, typer.Option(help="Only this setting, as for target; may be repeated.")
+    ] = None,
     tool: Annotated[Literal["garak", "pyrit", "all"], typer.Option(help="What attacks.")] = "all",
     profile: Profile = "quick",
     engine: Annotated[
@@ -155,6 +158,7 @@ def ablate(
     limit_s: Limit = None,
 ) -> None:
     """Attack the scripted target with the guard off, with each stage alone and with all on."""
+    from vauban.commands.redteam_ablation import ORDER
     from vauban.commands.redteam_ablation import ablate as run
 
     settings = _settings(
@@ -162,7 +166,7 @@ def ablate(
         limit_s=limit_s, request_s=60.0, note="", benign=None,
     )  # fmt: skip
     tools = ["garak", "pyrit"] if tool == "all" else [tool]
-    run(Console(), tools, settings, out, engine=engine)
+    run(Console(), tools, settings, out, engine=engine, guards=guard or ORDER)
 
 
 def _settings(

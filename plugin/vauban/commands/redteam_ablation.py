@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from vauban.commands.local_server import terminable
-from vauban.commands.redteam_target import MODEL, NOTE, scripted_target
+from vauban.commands.redteam_target import MODEL, NOTE, check_guard, scripted_target
 from vauban.redteam.gate import families
-from vauban.redteam.result import AttackResult, BenignResult, Result, write_result
+from vauban.redteam.result import AttackResult, BenignResult, Result, read_result, write_result
 from vauban.redteam.run import Server, Settings, run_all
 from vauban.redteam.statistics import upper_bound
 
@@ -20,25 +20,32 @@ _CONFIDENCE = 0.95
 
 
 def ablate(
-    console: Console, tools: Sequence[str], settings: Settings, out: Path, *, engine: bool
-) -> dict[str, Result]:
-    """Attack under each of `GUARDS`; write a result for each, and the tables of all.
+    console: Console,
+    tools: Sequence[str],
+    settings: Settings,
+    out: Path,
+    *,
+    engine: bool,
+    guards: Sequence[str] = ORDER,
+) -> None:
+    """Attack under each of `guards`; write a result for each, and the tables of all.
 
     :param settings: their target is replaced.
-    :param out: a directory.
+    :param out: a directory. Results of other settings that are there are in the tables, too.
+    :raises RedTeamError: there is no such setting, or a server does not answer.
     """
-    results: dict[str, Result] = {}
-    for guard in ORDER:
+    for guard in guards:
+        check_guard(guard)
+    for guard in guards:
         console.print(f"guard: {guard}", highlight=False)
         with terminable(), scripted_target(guard, engine=engine) as server:
             target = Server(server.url, MODEL)
             found = run_all(tools, replace(settings, target=target, note=NOTE), console)
         write_result(found, out / f"guard-{guard}.json")
-        results[guard] = found
-    table = tables(results)
+    files = {guard: out / f"guard-{guard}.json" for guard in ORDER}
+    table = tables({guard: read_result(path) for guard, path in files.items() if path.exists()})
     (out / "ablation.md").write_text(table, encoding="utf-8")
     console.print(table, highlight=False, markup=False, soft_wrap=True)
-    return results
 
 
 def tables(results: Mapping[str, Result]) -> str:

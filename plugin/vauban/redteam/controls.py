@@ -12,6 +12,7 @@ import httpx
 
 from vauban.redteam.benign import Harmless, Suite
 from vauban.redteam.outcome import Outcome, classify
+from vauban.redteam.relay import MAX_ANSWER_BYTES
 from vauban.redteam.result import MAX_LATENCY_SAMPLES, BenignResult
 
 _MAX_TOKENS = 48
@@ -20,11 +21,32 @@ _HOPELESS_AFTER = 8
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`base`: without `/v1`. `client` holds the key and the patience."""
+    """`base`: without `/v1`. `client` holds the key; no answer may take over `request_s`."""
 
     client: httpx.Client
     base: str
     model: str
+    request_s: float = 60.0
+
+
+def ask_within(
+    client: httpx.Client, method: str, url: str, limit_s: float, body: Any = None
+) -> httpx.Response:
+    """A whole answer of bounded time and size; httpx alone bounds only the time between pieces.
+
+    :raises httpx.HTTPError: no such answer; `httpx.TimeoutException` where it took too long.
+    """
+    deadline = time.monotonic() + limit_s
+    with client.stream(method, url, json=body, timeout=limit_s) as answer:
+        data = bytearray()
+        for piece in answer.iter_bytes():
+            data += piece
+            if len(data) > MAX_ANSWER_BYTES:
+                raise httpx.DecodingError(f"over {MAX_ANSWER_BYTES} bytes")
+            if time.monotonic() > deadline:
+                raise httpx.ReadTimeout(f"not complete within {limit_s:.0f} s")
+        headers = {k: v for k, v in answer.headers.items() if k.startswith("x-")}
+        return httpx.Response(answer.status_code, headers=headers, content=bytes(data))
 
 
 @dataclass
@@ -142,7 +164,8 @@ def _ask(endpoint: Endpoint, text: str, controls: Controls) -> tuple[Outcome, st
         "max_tokens": _MAX_TOKENS, "temperature": 0,
     }  # fmt: skip
     try:
-        answer = endpoint.client.post(f"{endpoint.base}/v1/chat/completions", json=body)
+        url = f"{endpoint.base}/v1/chat/completions"
+        answer = ask_within(endpoint.client, "POST", url, endpoint.request_s, body)
     except httpx.TimeoutException:
         return Outcome.error("timeout"), None
     except httpx.HTTPError:

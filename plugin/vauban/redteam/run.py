@@ -17,7 +17,7 @@ from rich.console import Console
 from vauban import __version__
 from vauban.errors import RedTeamError
 from vauban.redteam.benign import Suite, suites_of
-from vauban.redteam.controls import Compared, Controls, Endpoint, send_controls
+from vauban.redteam.controls import Compared, Controls, Endpoint, ask_within, send_controls
 from vauban.redteam.garak_run import GarakSettings, run_garak
 from vauban.redteam.process import OF_HOPELESS
 from vauban.redteam.pyrit_run import Attacker, PyritSettings, run_pyrit
@@ -143,7 +143,8 @@ def _side(stack: ExitStack, server: Server, settings: Settings) -> _Side:
     client = stack.enter_context(
         httpx.Client(timeout=settings.bounds.request_s, trust_env=False, headers=headers)
     )
-    endpoint = Endpoint(client, server.base, _preflight(client, server))
+    model = _preflight(client, server)
+    endpoint = Endpoint(client, server.base, model, settings.bounds.request_s)
     return _Side(server, endpoint, _server_build(client, server))
 
 
@@ -206,7 +207,7 @@ def _preflight(client: httpx.Client, server: Server) -> str:
     """The model to ask for."""
     host = _host(server.base)
     try:
-        answer = client.get(f"{server.base}/v1/models", timeout=_PREFLIGHT_S)
+        answer = ask_within(client, "GET", f"{server.base}/v1/models", _PREFLIGHT_S)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise RedTeamError(f"{host} does not answer ({type(error).__name__})") from None
     if answer.status_code in (401, 403):
@@ -223,7 +224,7 @@ def _preflight(client: httpx.Client, server: Server) -> str:
 
 def _server_build(client: httpx.Client, server: Server) -> str:
     try:
-        answer = client.get(server.base + _SERVER_VERSION, timeout=_PREFLIGHT_S)
+        answer = ask_within(client, "GET", server.base + _SERVER_VERSION, _PREFLIGHT_S)
         version = str(answer.json()["version"])[:100]
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return "unknown"
