@@ -85,11 +85,6 @@ def answers_do_not_depend_on_the_batch(url: str) -> None:
         assert together[3] == "number 3 of many words many words many words"
 
 
-def test_the_gate_passes_with_the_guard_on(guarded: Path) -> None:
-    done = gate(guarded)
-    assert done.exit_code == 0, done.output
-
-
 def test_the_run_says_what_it_was(guarded: Path) -> None:
     result = read_result(guarded)
     assert {tool.tool: tool.outcome for tool in result.tools} == dict.fromkeys(
@@ -101,6 +96,18 @@ def test_the_run_says_what_it_was(guarded: Path) -> None:
         assert any("classifier" in row.blocked for row in families(result)[family])
 
 
+def test_a_real_attacker_model_writes_the_turns(without_classifier: Path, attacker: Target) -> None:
+    (row,) = families(read_result(without_classifier))["pyrit.attacker_model"]
+    assert row.wins == row.attempts > 0
+    assert len(attacker.seen) >= row.attempts
+    assert all("Attacker AI" in body["messages"][0]["content"] for body in attacker.seen)
+
+
+def test_the_gate_passes_with_the_guard_on(guarded: Path) -> None:
+    done = gate(guarded)
+    assert done.exit_code == 0, done.output
+
+
 def test_the_gate_fails_with_the_classifier_off(without_classifier: Path) -> None:
     done = gate(without_classifier)
     assert done.exit_code == 1, done.output
@@ -109,10 +116,3 @@ def test_the_gate_fails_with_the_classifier_off(without_classifier: Path) -> Non
     result = read_result(without_classifier)
     assert {tool.outcome for tool in result.tools} == {"complete"}
     assert not any("classifier" in row.blocked for row in result.attacks)
-
-
-def test_a_real_attacker_model_writes_the_turns(without_classifier: Path, attacker: Target) -> None:
-    (row,) = families(read_result(without_classifier))["pyrit.attacker_model"]
-    assert row.wins == row.attempts > 0
-    assert len(attacker.seen) >= row.attempts
-    assert all("Attacker AI" in body["messages"][0]["content"] for body in attacker.seen)
