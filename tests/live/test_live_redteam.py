@@ -22,7 +22,7 @@ from fake_target import Target, serving
 from vauban.cli import app
 from vauban.commands.redteam_target import MODEL, scripted_target
 from vauban.redteam.gate import families
-from vauban.redteam.result import read_result
+from vauban.redteam.result import read_result, write_result
 
 HERE = Path(__file__).parents[1] / "redteam"
 ON = HERE / "golden" / "ci-guard-on.json"
@@ -30,16 +30,16 @@ POLICY = HERE / "gate-ci.yaml"
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 
-def attack(url: str, out: Path, *arguments: str) -> Path:
-    """`vauban redteam all` against this server."""
-    target = ["--target", url, "--model", MODEL, "--out", str(out)]
-    done = CliRunner().invoke(app, ["redteam", "all", *target, *arguments])
+def attack(tool: str, url: str, out: Path, *arguments: str) -> Path:
+    """`vauban redteam TOOL --profile ci` against this server."""
+    given = ["--target", url, "--model", MODEL, "--profile", "ci", "--out", str(out)]
+    done = CliRunner().invoke(app, ["redteam", tool, *given, *arguments])
     assert done.exit_code == 0, done.output
     return out
 
 
-def gate(result: Path) -> Any:
-    judged = ["--policy", str(POLICY), "--baseline", str(ON)]
+def gate(result: Path, baseline: Path = ON) -> Any:
+    judged = ["--policy", str(POLICY), "--baseline", str(baseline)]
     return CliRunner().invoke(app, ["gate", str(result), *judged], env={"COLUMNS": "250"})
 
 
@@ -49,7 +49,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with scripted_target("on") as server:
         answers_do_not_depend_on_the_batch(server.url)
         out = tmp_path_factory.mktemp("redteam") / "on.json"
-        return attack(server.url, out, "--profile", "ci")
+        return attack("all", server.url, out)
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +62,12 @@ def attacker() -> Iterator[Target]:
 
 @pytest.fixture(scope="module")
 def without_classifier(tmp_path_factory: pytest.TempPathFactory, attacker: Target) -> Path:
-    """The same with the classifier switched off, and turns by the attacker model beside."""
+    """PyRIT alone with the classifier switched off, and turns by the attacker model beside."""
     place = tmp_path_factory.mktemp("redteam-off")
     (place / "policy.yaml").write_text(json.dumps({"injection": {"mode": "off"}}))
     with scripted_target("on", policy_file=place / "policy.yaml", engine=False) as server:
         more = ["--attacker", attacker.url, "--attacker-model", "m"]
-        return attack(server.url, place / "off.json", "--profile", "ci", *more)
+        return attack("pyrit", server.url, place / "off.json", *more)
 
 
 def answers_do_not_depend_on_the_batch(url: str) -> None:
@@ -108,11 +108,21 @@ def test_the_gate_passes_with_the_guard_on(guarded: Path) -> None:
     assert done.exit_code == 0, done.output
 
 
-def test_the_gate_fails_with_the_classifier_off(without_classifier: Path) -> None:
-    done = gate(without_classifier)
+def test_the_gate_fails_with_the_classifier_off(without_classifier: Path, tmp_path: Path) -> None:
+    """Against what PyRIT found with everything on, and for what attackers won."""
+    on = read_result(ON)
+    parts = {
+        "tools": [run for run in on.tools if run.tool != "garak"],
+        "attacks": [row for row in on.attacks if row.tool == "pyrit"],
+    }
+    write_result(on.model_copy(update=parts), tmp_path / "on.json")
+    assert gate(tmp_path / "on.json", tmp_path / "on.json").exit_code == 0
+    done = gate(without_classifier, tmp_path / "on.json")
     assert done.exit_code == 1, done.output
-    failed = {line.strip("✗ ").split()[1] for line in done.output.splitlines() if "✗" in line}
-    assert {"garak.promptinject", "garak.latentinjection", "pyrit.jailbreak"} <= failed
+    failed = {tuple(line.split()[1:3]) for line in done.output.splitlines() if "✗" in line}
+    assert {kind for kind, _ in failed} == {"attack_success", "regression"}
+    assert ("attack_success", "pyrit.jailbreak") in failed
+    assert ("regression", "pyrit.direct") in failed
     result = read_result(without_classifier)
     assert {tool.outcome for tool in result.tools} == {"complete"}
     assert not any("classifier" in row.blocked for row in result.attacks)

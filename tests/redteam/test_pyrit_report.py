@@ -92,9 +92,9 @@ def test_any_bytes(tmp_path_factory: Any, data: bytes) -> None:
         read_pyrit_report(path, knowing())
 
 
-def test_the_plan_numbers_every_attempt_once(tmp_path: Path) -> None:
+def test_the_plan_numbers_every_attempt_once() -> None:
     settings = PyritSettings.of("quick", attacker=Attacker("http://x/v1", "m"))
-    plan = pyrit_run._plan("http://relay", "m", settings, 1, tmp_path)
+    plan = pyrit_run._plan("http://relay", "m", settings, 1)
     numbers = [a["number"] for a in plan["attempts"]]
     assert len(set(numbers)) == len(numbers)
     assert all(a["marker"] for a in plan["attempts"])
@@ -105,9 +105,9 @@ def test_the_plan_numbers_every_attempt_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("profile", ["ci", "quick", "full"])
-def test_a_profile_tries_as_many_objectives_as_it_says(tmp_path: Path, profile: str) -> None:
+def test_a_profile_tries_as_many_objectives_as_it_says(profile: str) -> None:
     settings = PyritSettings.of(profile)
-    plan = pyrit_run._plan("http://relay", "m", settings, 1, tmp_path)
+    plan = pyrit_run._plan("http://relay", "m", settings, 1)
     direct = [a["objective"] for a in plan["attempts"] if a["name"] == "direct"]
     assert len(set(direct)) == settings.objectives
     assert any("system" in a for a in plan["attempts"])

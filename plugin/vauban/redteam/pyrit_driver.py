@@ -5,7 +5,7 @@
 The plan names the endpoint and the attempts (`pyrit_run.py` writes it). Each attempt goes through
 a target of its own whose header carries the attempt's number, so that the relay can tell which
 requests belong to it. The report has one line for each attempt, and a last one that says it is
-complete; no text is in it. PyRIT keeps its own records in its SQLite memory.
+complete; no text is in it. PyRIT keeps its own records in SQLite, in memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ async def run_all(plan: dict[str, Any], report: TextIO) -> None:
     from pyrit.setup import initialize_pyrit_async
 
     await initialize_pyrit_async(
-        "SQLite", db_path=plan["memory"], load_defaults=False, env_files=[], silent=True,
+        "InMemory", load_defaults=False, env_files=[], silent=True,
         seed=plan["seed"],
     )  # fmt: skip
     write(report, {"type": "start", "pyrit": version("pyrit")})

@@ -102,7 +102,7 @@ def run_pyrit(
     scratch = scratch.resolve()
     python = python_of("pyrit", console)
     plan, report = scratch / "plan.json", scratch / "report.jsonl"
-    plan.write_text(json.dumps(_plan(relay.url, model, settings, seed, scratch)), encoding="utf-8")
+    plan.write_text(json.dumps(_plan(relay.url, model, settings, seed)), encoding="utf-8")
     plan.chmod(0o600)  # it may hold the attacker's key
     ended = run_tool(
         "pyrit",
@@ -127,9 +127,7 @@ def run_pyrit(
     return run, attacks
 
 
-def _plan(
-    url: str, model: str, settings: PyritSettings, seed: int, scratch: Path
-) -> dict[str, Any]:
+def _plan(url: str, model: str, settings: PyritSettings, seed: int) -> dict[str, Any]:
     attempts: list[dict[str, Any]] = []
     places = range(settings.objectives)
     objectives = [OBJECTIVES[len(OBJECTIVES) * place // len(places)] for place in places]
@@ -157,7 +155,7 @@ def _plan(
                 }
             )  # fmt: skip
     plan = {
-        "endpoint": f"{url}/v1", "model": model, "seed": seed, "memory": str(scratch / "pyrit.db"),
+        "endpoint": f"{url}/v1", "model": model, "seed": seed,
         "max_tokens": settings.max_tokens, "attempts": attempts, "objectives": objectives,
         "jailbreaks": settings.jailbreaks, "parallel": settings.parallel,
     }  # fmt: skip
