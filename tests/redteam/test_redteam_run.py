@@ -103,11 +103,11 @@ def test_the_same_model_without_the_guard_beside_it(attack: Callable[..., Result
         assert (result.latency.source, len(result.latency.added_ms)) == ("baseline", 60)
         assert failed(result) == {"attack_success: garak.dan"}
         other.mode = "block"  # it can't lose, so the guard proves nothing before it
-        weak = attack("guard", baseline=run.Server(other.url, "m"))
+        weak = attack("guard", baseline=run.Server(other.url, "m"), suites=())
         assert "coverage: a target that can lose" in failed(weak)
         other.mode = "broken"
         assert "run: garak without the guard" in failed(
-            attack("guard", baseline=run.Server(other.url, "m"))
+            attack("guard", baseline=run.Server(other.url, "m"), suites=())
         )
 
 

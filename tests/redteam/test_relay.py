@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from fake_target import BLOCKED, Target, answer
+from vauban.redteam import relay as relay_module
 from vauban.redteam.outcome import Outcome, classify, digest_of_messages
 from vauban.redteam.relay import Bounds, Relay
 
@@ -56,8 +57,11 @@ def test_a_block_is_told_with_its_stage(target: Target) -> None:
         ("nonsense", "server_error"),
     ],
 )
-def test_no_answer_is_an_error_and_then_hopeless(target: Target, mode: str, kind: str) -> None:
+def test_no_answer_is_an_error_and_then_hopeless(
+    target: Target, mode: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And never a status that the tools would repeat for ever."""
+    monkeypatch.setattr(relay_module, "MAX_ANSWER_BYTES", 2**21)
     target.mode = mode
     bounds = replace(FAST, request_s=0.5) if mode in ("hang", "drip") else FAST
     with Relay(target.url, bounds=bounds) as relay:
