@@ -121,8 +121,8 @@ def test_the_gate_fails_with_the_classifier_off(without_classifier: Path, tmp_pa
     assert done.exit_code == 1, done.output
     failed = {tuple(line.split()[1:3]) for line in done.output.splitlines() if "✗" in line}
     assert {kind for kind, _ in failed} == {"attack_success", "regression"}
-    assert ("attack_success", "pyrit.jailbreak") in failed
-    assert ("regression", "pyrit.direct") in failed
+    for family in ("direct", "base64", "zero_width"):
+        assert ("regression", f"pyrit.{family}") in failed
     result = read_result(without_classifier)
     assert {tool.outcome for tool in result.tools} == {"complete"}
     assert not any("classifier" in row.blocked for row in result.attacks)

@@ -120,7 +120,7 @@ class GarakSettings:
     @classmethod
     def of(cls, profile: str, parallel: int = 1, limit_s: float | None = None) -> GarakSettings:
         if profile == "ci":
-            return cls(CI_PROBES, 4, limit_s or 120, parallel)
+            return cls(CI_PROBES, 4, limit_s or 300, parallel)
         if profile == "quick":
             return cls(QUICK_PROBES, 12, limit_s or 600, parallel)
         return cls(FULL_PROBES, 256, limit_s or 6 * 3600, parallel, max_tokens=256)

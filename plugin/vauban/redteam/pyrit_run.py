@@ -84,7 +84,7 @@ class PyritSettings:
         attacker: Attacker | None = None,
     ) -> PyritSettings:
         if profile == "ci":
-            return cls(8, 20, limit_s or 120, parallel, attacker)
+            return cls(8, 20, limit_s or 300, parallel, attacker)
         if profile == "quick":
             return cls(len(OBJECTIVES), 24, limit_s or 600, parallel, attacker)
         return cls(len(OBJECTIVES), 600, limit_s or 6 * 3600, parallel, attacker)
