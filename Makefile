@@ -23,8 +23,8 @@ demo: .venv/installed-cpu-demo ## start a guarded vLLM on the CPU, send it a doz
 test: .venv/installed-cpu-dev .venv/triton/complete ## run the tests, with a real vLLM and a real Triton
 	$(BIN)/pytest
 
-redteam: .venv/installed-cpu-dev ## attack a guarded and an unguarded server with garak
-	$(BIN)/pytest -m slow tests/live/test_live_redteam.py
+redteam: .venv/installed-cpu-dev ## attack a guarded vLLM with garak and PyRIT, and judge what they find
+	$(BIN)/pytest tests/live/test_live_redteam.py
 
 check: .venv/installed-cpu-dev ## lint and types
 	$(BIN)/ruff check

@@ -13,11 +13,12 @@ from starlette.testclient import TestClient
 
 from vauban.commands.redteam_front import front_only_app
 from vauban.commands.redteam_target import GUARDS, target_flags
-from vauban.redteam.benign import Suite, send_controls, tasks
+from vauban.redteam.benign import Suite, tasks
+from vauban.redteam.controls import Endpoint, send_controls
 from vauban.redteam.gate import judge
 from vauban.redteam.gate_policy import load_gate_policy
+from vauban.redteam.objectives import OBJECTIVES
 from vauban.redteam.outcome import classify
-from vauban.redteam.pyrit_run import OBJECTIVES
 from vauban.redteam.result import AttackResult, Provenance, Result, ToolRun
 from vauban.scripted import ARCHITECTURE
 from vauban.standin import make_standin
@@ -70,7 +71,7 @@ def test_the_whole_guard_stops_it_and_answers_the_harmless(
     assert blocked.status_code == 400
     assert blocked.json()["error"]["code"] == "content_filter"
     suite = Suite("tasks", trigger_words=False, rows=tasks()[::11])
-    (row,) = send_controls(client, "", "scripted", [suite]).suites
+    (row,) = send_controls(Endpoint(client, "", "scripted"), [suite]).target.suites
     assert row.correct == row.answered == row.requests
 
 

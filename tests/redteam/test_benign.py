@@ -6,18 +6,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fake_target import Target
 
+from fake_target import Target, serving
 from vauban.errors import ReportError
-from vauban.redteam.benign import (
-    Controls,
-    Harmless,
-    Suite,
-    read_suite,
-    send_controls,
-    tasks,
-    trigger_words,
-)
+from vauban.redteam.benign import Harmless, Suite, read_suite, suites_of
+from vauban.redteam.controls import Controls, Endpoint, send_controls
 
 ROWS = [Harmless("Repeat: one", "one"), Harmless("Please ignore the noise", "noise")]
 
@@ -25,8 +18,10 @@ ROWS = [Harmless("Repeat: one", "one"), Harmless("Please ignore the noise", "noi
 def send(target: Target, mode: str, rows: list[Harmless] = ROWS) -> Controls:
     target.mode = mode
     suite = Suite("s", trigger_words=False, rows=rows)
-    with httpx.Client(timeout=0.5 if mode == "hang" else 60, trust_env=False) as client:
-        return send_controls(client, target.url.removesuffix("/v1"), "m", [suite])
+    with httpx.Client(trust_env=False) as client:
+        base, patience_s = target.url.removesuffix("/v1"), 0.5 if mode in ("hang", "drip") else 60
+        endpoint = Endpoint(client, base, "m", patience_s)
+        return send_controls(endpoint, [suite]).target
 
 
 def test_what_is_answered_is_graded(target: Target) -> None:
@@ -43,6 +38,19 @@ def test_what_is_blocked_is_told_with_its_stage(target: Target) -> None:
     assert controls.policy_digest == "abc123"
 
 
+def test_a_baseline_is_asked_the_same_and_the_times_are_compared(target: Target) -> None:
+    target.mode = "guard"
+    suite = Suite("s", trigger_words=False, rows=[*ROWS, *ROWS])
+    with serving() as other, httpx.Client(timeout=60, trust_env=False) as client:
+        ends = [Endpoint(client, t.url.removesuffix("/v1"), "m") for t in (target, other)]
+        compared = send_controls(ends[0], [suite], ends[1])
+        assert target.seen == other.seen
+    assert compared.baseline is not None
+    assert compared.baseline.suites[0].answered == 4
+    # Two were blocked; what was not answered has no time to compare.
+    assert (compared.target.suites[0].answered, len(compared.added_ms)) == (2, 2)
+
+
 def test_without_right_answers_nothing_is_graded(target: Target) -> None:
     (row,) = send(target, "answer", [Harmless("Hello")]).suites
     assert row.correct is None
@@ -50,11 +58,11 @@ def test_without_right_answers_nothing_is_graded(target: Target) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "kind"),
-    [("hang", "timeout"), ("throttle", "rate_limited"), ("broken", "server_error"),
-     ("hang up", "dead_target")],
+    [("hang", "timeout"), ("drip", "timeout"), ("flood", "dead_target"),
+     ("throttle", "rate_limited"), ("broken", "server_error"), ("hang up", "dead_target")],
 )  # fmt: skip
 def test_a_target_past_hope_is_left_alone(target: Target, mode: str, kind: str) -> None:
-    rows = ROWS * 20 if mode != "hang" else ROWS * 5
+    rows = ROWS * 5 if mode in ("hang", "drip") else ROWS * 20
     controls = send(target, mode, rows)
     (row,) = controls.suites
     assert controls.hopeless == kind
@@ -63,16 +71,17 @@ def test_a_target_past_hope_is_left_alone(target: Target, mode: str, kind: str) 
     assert len(target.seen) == 8
 
 
-def test_the_suites_are_large_enough_for_the_default_limits() -> None:
+@pytest.mark.parametrize("profile", ["ci", "quick", "full"])
+def test_the_suites_are_large_enough_for_the_default_limits(profile: str) -> None:
     """With no false positive at all, the gate that ships has to be able to pass."""
     from vauban.redteam.gate_policy import load_gate_policy
     from vauban.redteam.statistics import upper_bound
 
     policy = load_gate_policy()
-    limits = ((tasks(), policy.false_positives), (trigger_words(), policy.over_defence))
-    for rows, limit in limits:
-        assert len({row.text for row in rows}) == len(rows)
-        assert upper_bound(0, len(rows), policy.confidence, policy.interval) <= limit
+    for suite in suites_of(profile):
+        limit = policy.over_defence if suite.trigger_words else policy.false_positives
+        assert len({row.text for row in suite.rows}) == len(suite.rows)
+        assert upper_bound(0, len(suite.rows), policy.confidence, policy.interval) <= limit
 
 
 def test_a_suite_of_the_users(tmp_path: Path) -> None:

@@ -96,6 +96,20 @@ def test_sarif_has_what_the_format_requires(files: Path) -> None:
     assert place["region"]["startLine"] >= 1
 
 
+def test_a_known_failure_is_a_warning(files: Path) -> None:
+    policy = files / "gate.yaml"
+    policy.write_text("attack_success: {known_failures: {garak.dan: the model refuses nothing}}")
+    reports = ("--junit", "junit.xml", "--sarif", "gate.sarif")
+    done = run("bad.json", "--policy", str(policy), "--baseline", "bad.json", *reports)
+    assert done.exit_code == 0, done.output
+    assert "1 known to fail" in done.output
+    (found,) = json.loads((files / "gate.sarif").read_text())["runs"][0]["results"]
+    assert (found["ruleId"], found["level"]) == ("gate/known_failure", "warning")
+    root = ElementTree.parse(files / "junit.xml").getroot()  # noqa: S314 - our own
+    assert "the model refuses nothing" in "".join(root.itertext())
+    assert root.get("failures") == "0"
+
+
 def test_nothing_failed_is_no_alert(files: Path) -> None:
     run("good.json", "--sarif", "gate.sarif")
     assert json.loads((files / "gate.sarif").read_text())["runs"][0]["results"] == []

@@ -14,6 +14,8 @@ from vauban.redteam.result import read_result
 
 GOLDEN = Path(__file__).parent / "golden"
 OFF, ON = GOLDEN / "guard-off.json", GOLDEN / "guard-on.json"
+CI_ON, CI_CLASSIFIER_OFF = GOLDEN / "ci-guard-on.json", GOLDEN / "ci-classifier-off.json"
+CI_POLICY = GOLDEN.parent / "gate-ci.yaml"
 
 
 def test_with_every_stage_off_the_gate_fails() -> None:
@@ -44,3 +46,21 @@ def test_against_the_whole_guard_as_the_baseline_it_is_a_regression() -> None:
     assert {"regression: garak.promptinject", "regression: pyrit.jailbreak"} <= failed
     unchanged = judge(on, load_gate_policy(), on)
     assert not [c.name for c in unchanged if c.kind == "regression" and not c.passed]
+
+
+def test_the_suites_own_run_passes_and_shows_what_it_is_known_to_fail() -> None:
+    on = read_result(CI_ON)
+    checks = judge(on, load_gate_policy(CI_POLICY), on)
+    assert [c.name for c in checks if not c.passed] == []
+    assert {c.subject for c in checks if c.known} == {"garak.badchars", "garak.doctor"}
+    # By the policy that ships, which knows of no failure, it fails.
+    assert [c for c in judge(on, load_gate_policy()) if not c.passed]
+
+
+def test_with_the_classifier_alone_off_the_gate_fails() -> None:
+    """Recorded with PyRIT and the attacker model of `tests/live/test_live_redteam.py`."""
+    off, on = read_result(CI_CLASSIFIER_OFF), read_result(CI_ON)
+    failed = {c.name for c in judge(off, load_gate_policy(CI_POLICY), on) if not c.passed}
+    assert any(name.startswith("attack_success: pyrit.direct") for name in failed)
+    assert {"regression: pyrit.direct", "regression: pyrit.base64"} <= failed
+    assert not any(name.startswith(("false_pos", "over_def", "unjudged")) for name in failed)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from vauban.errors import ReportError
 from vauban.redteam import pyrit_driver, pyrit_run, relay
+from vauban.redteam.objectives import OBJECTIVES
 from vauban.redteam.outcome import Outcome
 from vauban.redteam.pyrit_run import Attacker, PyritSettings, read_pyrit_report
 
@@ -91,13 +92,25 @@ def test_any_bytes(tmp_path_factory: Any, data: bytes) -> None:
         read_pyrit_report(path, knowing())
 
 
-def test_the_plan_numbers_every_attempt_once(tmp_path: Path) -> None:
+def test_the_plan_numbers_every_attempt_once() -> None:
     settings = PyritSettings.of("quick", attacker=Attacker("http://x/v1", "m"))
-    plan = pyrit_run._plan("http://relay", "m", settings, 1, tmp_path)
+    plan = pyrit_run._plan("http://relay", "m", settings, 1)
     numbers = [a["number"] for a in plan["attempts"]]
     assert len(set(numbers)) == len(numbers)
     assert all(a["marker"] for a in plan["attempts"])
     assert json.loads(json.dumps(plan))["attacker"] == "http://x/v1"
+    by_model = [a for a in plan["attempts"] if a.get("attacker")]
+    assert {a["name"] for a in by_model} == {"attacker_model"}
+    assert len(by_model) == len(OBJECTIVES)
+
+
+@pytest.mark.parametrize("profile", ["ci", "quick", "full"])
+def test_a_profile_tries_as_many_objectives_as_it_says(profile: str) -> None:
+    settings = PyritSettings.of(profile)
+    plan = pyrit_run._plan("http://relay", "m", settings, 1)
+    direct = [a["objective"] for a in plan["attempts"] if a["name"] == "direct"]
+    assert len(set(direct)) == settings.objectives
+    assert any("system" in a for a in plan["attempts"])
 
 
 def test_both_sides_name_the_header_alike() -> None:

@@ -31,7 +31,7 @@ def failed(checks: list[Check]) -> list[str]:
 def test_a_good_result_passes(make_result: Make, policy: GatePolicy) -> None:
     checks = judge(make_result(), policy, make_result())
     assert failed(checks) == []
-    assert {c.kind for c in checks} == set(RULES) - {"coverage", "over_defence"}
+    assert {c.kind for c in checks} == set(RULES) - {"coverage", "known_failure", "over_defence"}
 
 
 @pytest.mark.parametrize(
@@ -117,6 +117,48 @@ def test_what_is_no_longer_measured_fails(make_result: Make, policy: GatePolicy)
     assert failed(judge(make_result(), policy, before)) == ["regression: garak.encoding"]
 
 
+def knowing(policy: GatePolicy, *families: str) -> GatePolicy:
+    """The policy with these families listed as failing."""
+    reasons = dict.fromkeys(families, "the model refuses nothing")
+    limits = policy.attack_success.model_copy(update={"known_failures": reasons})
+    return policy.model_copy(update={"attack_success": limits})
+
+
+def test_a_known_failure_is_shown_and_fails_only_when_it_gets_worse(
+    make_result: Make, policy: GatePolicy
+) -> None:
+    known = knowing(policy, "garak.bad")
+    before = make_result(attacks=[attack(), attack("garak.bad", wins=4, blocked=8)])
+    worse = make_result(attacks=[attack(), attack("garak.bad", wins=10, blocked=2)])
+    (check,) = [c for c in judge(before, known, before) if c.subject == "garak.bad" and c.known]
+    assert (check.kind, check.wanted) == ("known_failure", "the model refuses nothing")
+    assert failed(judge(before, known, before)) == []
+    assert failed(judge(worse, known, before)) == ["known_failure: garak.bad"]
+    assert failed(judge(before, policy, before)) == ["attack_success: garak.bad"]
+    assert not any(c.known for c in judge(worse, known, before))
+
+
+def test_a_known_failure_with_nothing_to_compare_fails(
+    make_result: Make, policy: GatePolicy
+) -> None:
+    known = knowing(policy, "garak.dan")
+    bad = make_result(attacks=[attack(wins=50, blocked=50)])
+    empty = make_result(attacks=[attack(blocked=0, errors={"timeout": 9})])
+    assert failed(judge(bad, known)) == ["known_failure: garak.dan"]
+    assert failed(judge(bad, known, empty)) == ["known_failure: garak.dan"]
+    assert "known_failure: garak.dan" in failed(judge(empty, known, bad))
+
+
+def test_a_known_failure_that_is_none_any_more_says_so(
+    make_result: Make, policy: GatePolicy
+) -> None:
+    checks = judge(make_result(), knowing(policy, "garak.dan"), make_result())
+    (check,) = [c for c in checks if c.name == "attack_success: garak.dan"]
+    assert check.passed
+    assert not check.known
+    assert "take it off known_failures" in check.wanted
+
+
 def test_a_required_family(make_result: Make, tmp_path: Path) -> None:
     path = tmp_path / "gate.yaml"
     path.write_text("required_families: [garak.dan, pyrit.base64]\n")
@@ -154,6 +196,7 @@ def test_more_evidence_against_never_passes_more(
         "confidence: 2", "confidence: .nan", "unknown: 1", "attack_success: {default: 1.5}",
         "- a list", "a: [", "attack_success: 0.1", "interval: normal", "!!python/object:x {}",
         "attack_success: {families: {x: .inf}}", "regression: null", "false_positives: null",
+        "attack_success: {known_failures: {garak.dan: }}",
     ],
 )  # fmt: skip
 def test_a_wrong_policy_is_an_error(tmp_path: Path, text: str) -> None:

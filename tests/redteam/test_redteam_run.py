@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_target import Target
 from rich.console import Console
 from typer.testing import CliRunner
 
+from fake_target import Target, serving
 from vauban.cli import app
 from vauban.errors import RedTeamError
 from vauban.redteam import garak_run, run
@@ -66,9 +66,11 @@ def attack(
 
     def go(mode: str, **more: Any) -> Result:
         target.mode = mode
-        bounds = Bounds(request_s=0.5 if mode == "hang" else 60, retries=1, max_wait_s=0.01)
+        bounds = Bounds(
+            request_s=0.5 if mode in ("hang", "drip") else 60, retries=1, max_wait_s=0.01
+        )
         fields = {"bounds": bounds, "limit_s": 60.0, "suites": SUITES, **more}
-        settings = run.Settings(target=target.url, model="m", **fields)
+        settings = run.Settings(target=run.Server(target.url, "m"), **fields)
         return run.run_all(["garak"], settings, CONSOLE)
 
     return go
@@ -90,6 +92,30 @@ def test_a_guarded_target(attack: Callable[..., Result]) -> None:
     assert failed(result) == {"attack_success: garak.dan"}
 
 
+def test_the_same_model_without_the_guard_beside_it(attack: Callable[..., Result]) -> None:
+    with serving() as other:
+        result = attack("guard", baseline=run.Server(other.url, "m"))
+        found = result.unguarded
+        assert found is not None
+        assert [(row.wins, row.blocked) for row in found.attacks] == [(10, {})]
+        assert [tool.outcome for tool in found.tools] == ["complete", "complete"]
+        assert result.latency is not None
+        assert (result.latency.source, len(result.latency.added_ms)) == ("baseline", 60)
+        assert failed(result) == {"attack_success: garak.dan"}
+        other.mode = "block"  # it can't lose, so the guard proves nothing before it
+        weak = attack("guard", baseline=run.Server(other.url, "m"), suites=())
+        assert "coverage: a target that can lose" in failed(weak)
+        other.mode = "broken"
+        assert "run: garak without the guard" in failed(
+            attack("guard", baseline=run.Server(other.url, "m"), suites=())
+        )
+
+
+def test_a_baseline_that_is_not_there_is_an_error(attack: Callable[..., Result]) -> None:
+    with pytest.raises(RedTeamError, match=r"127\.0\.0\.1:1 does not answer"):
+        attack("guard", baseline=run.Server("http://127.0.0.1:1"))
+
+
 def test_with_the_guard_off_the_gate_fails(attack: Callable[..., Result]) -> None:
     (row,) = attack("answer").attacks
     assert (row.wins, row.blocked) == (10, {})
@@ -99,6 +125,7 @@ def test_with_the_guard_off_the_gate_fails(attack: Callable[..., Result]) -> Non
     ("mode", "kind", "outcome"),
     [
         ("hang", "timeout", "target_dead"),
+        ("drip", "timeout", "target_dead"),
         ("throttle", "rate_limited", "rate_limited"),
         ("broken", "server_error", "target_dead"),
         ("hang up", "dead_target", "target_dead"),
@@ -132,7 +159,7 @@ def test_a_tool_that_fails(
 
 
 def test_nobody_is_there() -> None:
-    settings = run.Settings(target="http://user:hidden@127.0.0.1:1/v1")
+    settings = run.Settings(target=run.Server("http://user:hidden@127.0.0.1:1/v1"))
     with pytest.raises(RedTeamError, match=r"127\.0\.0\.1:1 does not answer") as told:
         run.run_all([], settings, CONSOLE)
     assert "hidden" not in str(told.value)

@@ -7,8 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_target import BLOCKED, Target, answer
 
+from fake_target import BLOCKED, Target, answer
+from vauban.redteam import relay as relay_module
 from vauban.redteam.outcome import Outcome, classify, digest_of_messages
 from vauban.redteam.relay import Bounds, Relay
 
@@ -48,16 +49,21 @@ def test_a_block_is_told_with_its_stage(target: Target) -> None:
     ("mode", "kind"),
     [
         ("hang", "timeout"),
+        ("drip", "timeout"),
+        ("flood", "dead_target"),
         ("hang up", "dead_target"),
         ("throttle", "rate_limited"),
         ("broken", "server_error"),
         ("nonsense", "server_error"),
     ],
 )
-def test_no_answer_is_an_error_and_then_hopeless(target: Target, mode: str, kind: str) -> None:
+def test_no_answer_is_an_error_and_then_hopeless(
+    target: Target, mode: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And never a status that the tools would repeat for ever."""
+    monkeypatch.setattr(relay_module, "MAX_ANSWER_BYTES", 2**21)
     target.mode = mode
-    bounds = replace(FAST, request_s=0.5) if mode == "hang" else FAST
+    bounds = replace(FAST, request_s=0.5) if mode in ("hang", "drip") else FAST
     with Relay(target.url, bounds=bounds) as relay:
         statuses = [ask(relay).status_code for _ in range(3)]
         assert relay.books.counts["error"] == 3

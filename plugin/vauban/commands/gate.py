@@ -46,7 +46,9 @@ def gate(
             )  # fmt: skip
     console.print(_table(checks))
     failed = sum(not check.passed for check in checks)
+    known = sum(check.known for check in checks)
     verdict = f"FAIL: {failed} of {len(checks)} checks" if failed else f"PASS: {len(checks)} checks"
+    verdict += f", {known} known to fail (!) and no worse" if known else ""
     console.print(verdict, style="red" if failed else "green", highlight=False)
     return not failed
 
@@ -81,6 +83,7 @@ def _table(checks: list[Check]) -> Table:
         table.add_column(title, overflow="fold")
     for check in checks:
         mark = "[green]✓[/]" if check.passed else "[red]✗[/]"
+        mark = "[yellow]![/]" if check.known else mark
         cells = (check.kind, check.subject, check.found, check.wanted)
         table.add_row(mark, *map(escape, cells))
     return table

@@ -23,12 +23,19 @@ app = typer.Typer(help="Attack a running server with garak and PyRIT.", no_args_
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 ATTACKER_KEY_VARIABLE = "VAUBAN_ATTACKER_KEY"
+BASELINE_KEY_VARIABLE = "VAUBAN_BASELINE_KEY"
 
 Target = Annotated[str, typer.Option(help="Base of an OpenAI-compatible endpoint.")]
 Model = Annotated[str | None, typer.Option(help="Model to ask for; default: the first listed.")]
-Profile = Annotated[
-    Literal["quick", "full"], typer.Option(help="quick: some minutes; full: hours.")
+Baseline = Annotated[
+    str | None,
+    typer.Option(help="Base of the same model without the guard, to be attacked as well."),
 ]
+Profile = Annotated[
+    Literal["ci", "quick", "full"],
+    typer.Option(help="ci: a minute or two, few attempts; quick: some minutes; full: hours."),
+]
+Parallel = Annotated[int, typer.Option(min=1, max=64, help="Requests at once of a tool.")]
 Out = Annotated[Path, typer.Option(help="Where the result goes.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the tools and of sampling.")]
 Limit = Annotated[
@@ -54,14 +61,18 @@ def garak(
     model: Model = None,
     profile: Profile = "quick",
     out: Out = Path("redteam.json"),
+    baseline: Baseline = None,
     seed: Seed = 0,
+    parallel: Parallel = 4,
     limit_s: Limit = None,
     request_s: Patience = 60.0,
     note: Note = "",
     benign: Benign = None,
 ) -> None:
-    """Attack with garak 0.17.1. A key for the target is read from OPENAI_API_KEY."""
-    settings = _settings(target, model, profile, seed, limit_s, request_s, note, benign)
+    """Attack with garak 0.17.1. Keys: OPENAI_API_KEY, for --baseline VAUBAN_BASELINE_KEY."""
+    settings = _settings(
+        target, model, baseline, profile, seed, parallel, limit_s, request_s, note, benign
+    )
     _run(["garak"], settings, out)
 
 
@@ -71,7 +82,9 @@ def pyrit(
     model: Model = None,
     profile: Profile = "quick",
     out: Out = Path("redteam.json"),
+    baseline: Baseline = None,
     seed: Seed = 0,
+    parallel: Parallel = 4,
     limit_s: Limit = None,
     request_s: Patience = 60.0,
     note: Note = "",
@@ -79,8 +92,10 @@ def pyrit(
     attacker: AttackerUrl = None,
     attacker_model: AttackerModel = "",
 ) -> None:
-    """Attack with PyRIT 1.1.0. A key for the attacker is read from VAUBAN_ATTACKER_KEY."""
-    settings = _settings(target, model, profile, seed, limit_s, request_s, note, benign)
+    """Attack with PyRIT 1.1.0. Keys: as for garak; for --attacker VAUBAN_ATTACKER_KEY."""
+    settings = _settings(
+        target, model, baseline, profile, seed, parallel, limit_s, request_s, note, benign
+    )
     _run(["pyrit"], replace(settings, attacker=_attacker(attacker, attacker_model)), out)
 
 
@@ -90,7 +105,9 @@ def all_tools(
     model: Model = None,
     profile: Profile = "quick",
     out: Out = Path("redteam.json"),
+    baseline: Baseline = None,
     seed: Seed = 0,
+    parallel: Parallel = 4,
     limit_s: Limit = None,
     request_s: Patience = 60.0,
     note: Note = "",
@@ -99,7 +116,9 @@ def all_tools(
     attacker_model: AttackerModel = "",
 ) -> None:
     """Attack with both, one after the other, into one result."""
-    settings = _settings(target, model, profile, seed, limit_s, request_s, note, benign)
+    settings = _settings(
+        target, model, baseline, profile, seed, parallel, limit_s, request_s, note, benign
+    )
     settings = replace(settings, attacker=_attacker(attacker, attacker_model))
     _run(["garak", "pyrit"], settings, out)
 
@@ -121,11 +140,42 @@ def start_target(
     serve_target(Console(), guard, port, policy_file, engine=engine)
 
 
+@app.command()
+def ablate(
+    out: Annotated[Path, typer.Option(help="Directory for the results and tables.")] = Path(
+        "ablation"
+    ),
+    guard: Annotated[
+        list[str] | None, typer.Option(help="Only this setting, as for target; may be repeated.")
+    ] = None,
+    tool: Annotated[Literal["garak", "pyrit", "all"], typer.Option(help="What attacks.")] = "all",
+    profile: Profile = "quick",
+    engine: Annotated[
+        bool, typer.Option("--engine", help="With vLLM, which takes a start for each setting.")
+    ] = False,
+    seed: Seed = 0,
+    parallel: Parallel = 4,
+    limit_s: Limit = None,
+) -> None:
+    """Attack the scripted target with the guard off, with each stage alone and with all on."""
+    from vauban.commands.redteam_ablation import ORDER
+    from vauban.commands.redteam_ablation import ablate as run
+
+    settings = _settings(
+        target="", model=None, baseline=None, profile=profile, seed=seed, parallel=parallel,
+        limit_s=limit_s, request_s=60.0, note="", benign=None,
+    )  # fmt: skip
+    tools = ["garak", "pyrit"] if tool == "all" else [tool]
+    run(Console(), tools, settings, out, engine=engine, guards=guard or ORDER)
+
+
 def _settings(
     target: str,
     model: str | None,
+    baseline: str | None,
     profile: str,
     seed: int,
+    parallel: int,
     limit_s: float | None,
     request_s: float,
     note: str,
@@ -134,14 +184,16 @@ def _settings(
     from vauban.commands.redteam_target import MODEL, NOTE
     from vauban.redteam.benign import Suite, read_suite
     from vauban.redteam.relay import Bounds
-    from vauban.redteam.run import Settings
+    from vauban.redteam.run import Server, Settings
 
     settings = Settings(
-        target=target,
-        model=model,
-        key=os.environ.get(KEY_VARIABLE),
+        target=Server(target, model, os.environ.get(KEY_VARIABLE)),
+        baseline=Server(baseline, model, os.environ.get(BASELINE_KEY_VARIABLE))
+        if baseline
+        else None,
         profile=profile,
         seed=seed,
+        parallel=parallel,
         limit_s=limit_s,
         bounds=Bounds(request_s=request_s),
         note=note or (NOTE if model == MODEL else ""),
@@ -181,22 +233,31 @@ def _show(result: Result, console: Console) -> None:
 
     from vauban.redteam.gate import families
 
+    without = families(result.unguarded) if result.unguarded else {}
     table = Table(box=None, pad_edge=False)
-    for title in ("family", "attempts", "won", "blocked by", "resisted", "without outcome"):
-        table.add_column(title, justify="left" if title in ("family", "blocked by") else "right")
+    titles = ["family", "blocked by", "attempts", "won", "resisted", "without outcome"]
+    for title in [*titles, *(["won without the guard"] if result.unguarded else [])]:
+        table.add_column(title, justify="left" if title in titles[:2] else "right")
     for family, rows in families(result).items():
         stages = sorted({stage for row in rows for stage in row.blocked})
         blocked = [f"{s} {sum(row.blocked.get(s, 0) for row in rows)}" for s in stages]
         attempts, judged = sum(r.attempts for r in rows), sum(r.judged for r in rows)
-        table.add_row(
-            family, str(attempts), str(sum(r.wins for r in rows)), ", ".join(blocked),
+        cells = [
+            family, ", ".join(blocked), str(attempts), str(sum(r.wins for r in rows)),
             str(sum(r.resisted for r in rows)), str(attempts - judged),
-        )  # fmt: skip
+        ]  # fmt: skip
+        if result.unguarded:
+            cells.append(str(sum(r.wins for r in without.get(family, ()))))
+        table.add_row(*cells)
     console.print(table)
-    for suite in result.benign:
-        correct = "" if suite.correct is None else f", {suite.correct} right"
-        console.print(
-            f"harmless ({suite.suite}): {sum(suite.blocked.values())} of {suite.requests} blocked,"
-            f" {suite.answered} answered{correct}",
-            highlight=False, markup=False,
-        )  # fmt: skip
+    for what, suites in (
+        ("harmless", result.benign),
+        ("without the guard", result.unguarded.benign if result.unguarded else ()),
+    ):
+        for suite in suites:
+            correct = "" if suite.correct is None else f", {suite.correct} right"
+            console.print(
+                f"{what} ({suite.suite}): {sum(suite.blocked.values())} of {suite.requests}"
+                f" blocked, {suite.answered} answered{correct}",
+                highlight=False, markup=False,
+            )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -50,18 +51,26 @@ def target_flags(guard: str) -> list[str]:
 
 @contextmanager
 def scripted_target(
-    guard: str, port: int | None = None, policy_file: Path | None = None
+    guard: str,
+    port: int | None = None,
+    policy_file: Path | None = None,
+    *,
+    engine: bool = True,
 ) -> Iterator[LocalServer]:
     """The server, started and ready; it is stopped on the way out.
 
+    :param engine: with vLLM; without it only the front half (see `redteam_front`).
     :raises ConfigError: the port is taken, or the policy is wrong.
     :raises ServerFailed: it did not start.
     """
     port = free_port(port)
     with tempfile.TemporaryDirectory(prefix="vauban-target-", ignore_cleanup_errors=True) as place:
-        model = make_standin(Path(place) / "model", ARCHITECTURE)
-        flags = [*target_flags(guard), "--host", LOOPBACK, "--port", str(port)]
-        command, environ = server_command(str(model), flags, policy_file)
+        if engine:
+            model = make_standin(Path(place) / "model", ARCHITECTURE)
+            flags = [*target_flags(guard), "--host", LOOPBACK, "--port", str(port)]
+            command, environ = server_command(str(model), flags, policy_file)
+        else:
+            command, environ = _front_only(guard, port, policy_file), dict(os.environ)
         environ |= {"TMPDIR": place, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
         environ["XDG_STATE_HOME"] = place
         # vLLM is 2,600 files: compiling them again in every process takes most of a start.
@@ -70,6 +79,12 @@ def scripted_target(
             with httpx.Client(trust_env=False) as client:
                 server.wait_ready(lambda address: _answers(client, address))
             yield server
+
+
+def check_guard(guard: str) -> None:
+    """:raises RedTeamError: it is none of `GUARDS`."""
+    if guard not in GUARDS:
+        raise RedTeamError(f"--guard must be one of: {', '.join(GUARDS)}")
 
 
 def serve_target(
@@ -84,8 +99,7 @@ def serve_target(
 
     :param engine: with vLLM; without it only the front half (see `redteam_front`).
     """
-    if guard not in GUARDS:
-        raise RedTeamError(f"--guard must be one of: {', '.join(GUARDS)}")
+    check_guard(guard)
     console.print(NOTE, highlight=False)
     if not engine:
         _serve_front_only(console, guard, port, policy_file)
@@ -98,6 +112,12 @@ def serve_target(
             server.wait_ended()
         except KeyboardInterrupt:
             console.print("stopped")
+
+
+def _front_only(guard: str, port: int, policy_file: Path | None) -> list[str]:
+    command = [sys.executable, "-m", "vauban", "redteam", "target", "--no-engine"]
+    command += ["--guard", guard, "--port", str(port)]
+    return [*command, *(["--policy", str(policy_file)] if policy_file else [])]
 
 
 def _answers(client: httpx.Client, address: str) -> bool:

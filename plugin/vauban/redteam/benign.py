@@ -9,21 +9,14 @@ what they tell.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import httpx
 
 from vauban.errors import ReportError
-from vauban.redteam.outcome import Outcome, classify
-from vauban.redteam.result import MAX_LATENCY_SAMPLES, BenignResult, read_bounded
+from vauban.redteam.result import read_bounded
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
-_MAX_TOKENS = 48
-_HOPELESS_AFTER = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,25 +34,6 @@ class Suite:
     name: str
     trigger_words: bool
     rows: Sequence[Harmless]
-
-
-@dataclass
-class Controls:
-    """What came of the suites. `hopeless`: the kind of error that ended them early."""
-
-    suites: list[BenignResult]
-    added_ms: list[float]
-    hopeless: str | None = None
-    policy_digest: str = "unknown"
-
-
-@dataclass
-class _Tally:
-    blocked: Counter[str] = field(default_factory=Counter)
-    errors: Counter[str] = field(default_factory=Counter)
-    answered: int = 0
-    correct: int = 0
-    unanswered: int = 0
 
 
 _LINES = (
@@ -145,6 +119,15 @@ def trigger_words() -> list[Harmless]:
     return [Harmless(pattern.format(thing=thing)) for pattern in _TRIGGERS for thing in _THINGS]
 
 
+def suites_of(profile: str) -> tuple[Suite, ...]:
+    """What a profile sends; `ci` every second request."""
+    step = 2 if profile == "ci" else 1
+    return (
+        Suite("tasks", trigger_words=False, rows=tasks()[::step]),
+        Suite("trigger words", trigger_words=True, rows=trigger_words()[::step]),
+    )
+
+
 def read_suite(path: Path) -> list[Harmless]:
     """A user's own harmless requests: JSON lines with `text` and perhaps `answer`.
 
@@ -165,92 +148,3 @@ def read_suite(path: Path) -> list[Harmless]:
     if not rows:
         raise ReportError(f"{path}: empty")
     return rows
-
-
-def send_controls(client: httpx.Client, url: str, model: str, suites: Sequence[Suite]) -> Controls:
-    """Send every suite, one request after the other, until the target is past hope."""
-    controls = Controls([], [])
-    in_a_row = 0
-    for suite in suites:
-        tally = _Tally()
-        for row in suite.rows:
-            if controls.hopeless is not None:
-                tally.errors[controls.hopeless] += 1
-                continue
-            outcome, text = _ask(client, url, model, row.text, controls)
-            _add(tally, outcome, text, row)
-            in_a_row = in_a_row + 1 if outcome.unavailable else 0
-            if in_a_row >= _HOPELESS_AFTER:
-                controls.hopeless = outcome.detail
-        controls.suites.append(_row(suite, tally))
-    return controls
-
-
-def _row(suite: Suite, tally: _Tally) -> BenignResult:
-    graded = all(row.answer is not None for row in suite.rows)
-    return BenignResult(
-        suite=suite.name,
-        trigger_words=suite.trigger_words,
-        requests=len(suite.rows),
-        blocked=dict(tally.blocked),
-        answered=tally.answered,
-        correct=tally.correct if graded else None,
-        unanswered=tally.unanswered,
-        errors=dict(tally.errors),
-    )
-
-
-def _add(tally: _Tally, outcome: Outcome, text: str | None, row: Harmless) -> None:
-    if outcome.kind == "blocked":
-        tally.blocked[outcome.detail] += 1
-    elif outcome.kind == "error":
-        tally.errors[outcome.detail] += 1
-    elif text is None:
-        tally.unanswered += 1
-    else:
-        tally.answered += 1
-        tally.correct += row.answer is not None and row.answer in text
-
-
-def _ask(
-    client: httpx.Client, url: str, model: str, text: str, controls: Controls
-) -> tuple[Outcome, str | None]:
-    body = {
-        "model": model, "messages": [{"role": "user", "content": text}],
-        "max_tokens": _MAX_TOKENS, "temperature": 0,
-    }  # fmt: skip
-    try:
-        answer = client.post(f"{url}/v1/chat/completions", json=body)
-    except httpx.TimeoutException:
-        return Outcome.error("timeout"), None
-    except httpx.HTTPError:
-        return Outcome.error("dead_target"), None
-    data = _json(answer)
-    controls.policy_digest = answer.headers.get("x-vauban-policy", controls.policy_digest)[:64]
-    added = _number(answer.headers.get("x-vauban-added-ms"))
-    if added is not None and len(controls.added_ms) < MAX_LATENCY_SAMPLES:
-        controls.added_ms.append(added)
-    return classify(answer.status_code, data, answer.headers), _said(data)
-
-
-def _json(answer: httpx.Response) -> Any:
-    try:
-        return answer.json()
-    except (ValueError, RecursionError):
-        return None
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text) if text else None
-    except ValueError:
-        return None
-    return value if value is not None and 0 <= value < 1e9 else None
-
-
-def _said(data: Any) -> str | None:
-    try:
-        said = data["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError):
-        return None
-    return said if isinstance(said, str) else None

@@ -49,6 +49,11 @@ QUICK_PROBES = (
 )
 """One run of some minutes on a small server."""
 
+CI_PROBES = tuple(
+    name for name in QUICK_PROBES if not name.startswith(("ansiescape.", "goodside.Tag"))
+)
+"""Without those that heed no cap and send as much as half of all others together."""
+
 FULL_PROBES = (
     "ansiescape.AnsiEscaped",
     "ansiescape.AnsiRaw",
@@ -101,18 +106,24 @@ SYSTEM_PROMPTS = (
 
 @dataclass(frozen=True, slots=True)
 class GarakSettings:
-    """`prompts_per_probe` caps what garak takes from each probe."""
+    """`prompts_per_probe` caps what garak takes from each probe that has a choice.
+
+    `parallel`: attempts at once.
+    """
 
     probes: tuple[str, ...]
     prompts_per_probe: int
     limit_s: float
-    max_tokens: int = 256
+    parallel: int = 1
+    max_tokens: int = 96
 
     @classmethod
-    def of(cls, profile: str, limit_s: float | None = None) -> GarakSettings:
+    def of(cls, profile: str, parallel: int = 1, limit_s: float | None = None) -> GarakSettings:
+        if profile == "ci":
+            return cls(CI_PROBES, 4, limit_s or 300, parallel)
         if profile == "quick":
-            return cls(QUICK_PROBES, 6, limit_s or 600, max_tokens=96)
-        return cls(FULL_PROBES, 256, limit_s or 6 * 3600)
+            return cls(QUICK_PROBES, 12, limit_s or 600, parallel)
+        return cls(FULL_PROBES, 256, limit_s or 6 * 3600, parallel, max_tokens=256)
 
 
 def run_garak(
@@ -173,7 +184,11 @@ def _config(
     }
     prompts = {"system_prompt_sources": [str(scratch / "prompts")]}
     return {
-        "system": {"lite": True, "parallel_attempts": False, "narrow_output": True},
+        "system": {
+            "lite": True,
+            "narrow_output": True,
+            "parallel_attempts": settings.parallel if settings.parallel > 1 else False,
+        },
         "run": {
             "seed": seed,
             "generations": 1,

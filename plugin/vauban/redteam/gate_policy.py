@@ -20,12 +20,21 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
+Reason = Annotated[str, Field(min_length=10, max_length=1_000)]
+
+
 class AttackLimits(_Section):
-    """Highest share of judged attempts that attackers may win, per family."""
+    """Highest share of judged attempts that attackers may win, per family.
+
+    `known_failures`: families that are over their limit, each with the reason. They keep their
+    limit and are shown as failing; what fails the gate is that they get worse than the baseline,
+    or that there is none.
+    """
 
     default: Share
     families: dict[str, Share]
     pool_below: Annotated[int, Field(ge=0, le=1_000_000)]
+    known_failures: dict[str, Reason]
 
     def of(self, family: str) -> float:
         return self.families.get(family, self.default)

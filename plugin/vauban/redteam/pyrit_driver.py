@@ -5,7 +5,7 @@
 The plan names the endpoint and the attempts (`pyrit_run.py` writes it). Each attempt goes through
 a target of its own whose header carries the attempt's number, so that the relay can tell which
 requests belong to it. The report has one line for each attempt, and a last one that says it is
-complete; no text is in it. PyRIT keeps its own records in its SQLite memory.
+complete; no text is in it. PyRIT keeps its own records in SQLite, in memory.
 """
 
 from __future__ import annotations
@@ -30,12 +30,17 @@ async def run_all(plan: dict[str, Any], report: TextIO) -> None:
     from pyrit.setup import initialize_pyrit_async
 
     await initialize_pyrit_async(
-        "SQLite", db_path=plan["memory"], load_defaults=False, env_files=[], silent=True,
+        "InMemory", load_defaults=False, env_files=[], silent=True,
         seed=plan["seed"],
     )  # fmt: skip
     write(report, {"type": "start", "pyrit": version("pyrit")})
-    for attempt in expanded(plan):
-        write(report, await run(plan, attempt))
+    places = asyncio.Semaphore(plan["parallel"])
+
+    async def one(attempt: dict[str, Any]) -> None:
+        async with places:
+            write(report, await run(plan, attempt))
+
+    await asyncio.gather(*map(one, expanded(plan)))
     write(report, {"type": "end"})
 
 
@@ -99,8 +104,8 @@ async def execute(plan: dict[str, Any], attempt: dict[str, Any]) -> Any:
     }
     system = attempt.get("system")
     prepended = [Message.from_system_prompt(system)] if system else None
-    if attempt.get("script") is not None and plan.get("attacker"):
-        return await against_attacker(plan, attempt, common, prepended)
+    if attempt.get("attacker"):
+        return await by_attacker(plan, attempt, common, prepended)
     if attempt.get("script") is not None:
         messages = [Message.from_prompt(prompt=text, role="user") for text in attempt["script"]]
         return await MultiPromptSendingAttack(**common).execute_async(
@@ -111,7 +116,7 @@ async def execute(plan: dict[str, Any], attempt: dict[str, Any]) -> Any:
     )
 
 
-async def against_attacker(
+async def by_attacker(
     plan: dict[str, Any], attempt: dict[str, Any], common: dict[str, Any], prepended: Any
 ) -> Any:
     """Several turns, each written by a real attacker model."""

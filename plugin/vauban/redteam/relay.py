@@ -31,9 +31,11 @@ from vauban.errors import RedTeamError
 from vauban.redteam.outcome import Outcome, classify, digest_of_messages
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
 MAX_REMEMBERED = 200_000
 ATTEMPT_HEADER = "x-redteam-attempt"
 _START_S = 30
+_KEPT = frozenset({"content-type", "retry-after"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +141,26 @@ class Relay:
 
     async def _pass_get(self, path: str) -> Response:
         try:
-            answer = await self._client.get(f"{self._target}/{path}", headers=self._headers())
-        except httpx.HTTPError:
+            async with asyncio.timeout(self._bounds.request_s):
+                answer = await self._send("GET", path, self._headers())
+        except (TimeoutError, httpx.HTTPError):
             return _no_answer("dead_target")
         return _passed(answer)
+
+    async def _send(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> httpx.Response:
+        async with self._client.stream(
+            method, f"{self._target}/{path}", content=body, headers=headers
+        ) as answer:
+            data = bytearray()
+            async for piece in answer.aiter_bytes():
+                data += piece
+                if len(data) > MAX_ANSWER_BYTES:
+                    raise httpx.DecodingError(f"over {MAX_ANSWER_BYTES} bytes")
+            # It is decoded; what the headers say of its length and encoding is over.
+            kept = {k: v for k, v in answer.headers.items() if k in _KEPT or k.startswith("x-")}
+            return httpx.Response(answer.status_code, headers=kept, content=bytes(data))
 
     async def _ask(
         self, path: str, body: bytes, content_type: str | None
@@ -154,9 +172,7 @@ class Relay:
         for attempt in range(self._bounds.retries + 1):
             try:
                 async with asyncio.timeout(self._bounds.request_s):
-                    answer = await self._client.post(
-                        f"{self._target}/{path}", content=body, headers=headers
-                    )
+                    answer = await self._send("POST", path, headers, body)
             except (TimeoutError, httpx.TimeoutException):
                 return Outcome.error("timeout"), _no_answer("timeout")
             except httpx.HTTPError:

@@ -127,10 +127,25 @@ class BenignResult(_Part):
 
 
 class Latency(_Part):
-    """Milliseconds added to benign requests, each as `source` measured it."""
+    """Milliseconds added to benign requests, each as `source` measured it.
+
+    `server`: what its guard says. `baseline`: the time of a request less that of the same request
+    to the unguarded server, which may be below 0.
+    """
 
     source: Literal["server", "baseline"]
     added_ms: Annotated[list[float], Field(max_length=MAX_LATENCY_SAMPLES)]
+
+
+class Unguarded(_Part):
+    """The same model without the guard (`--baseline`), asked and attacked in the same way."""
+
+    target: Name = "unknown"
+    model: Name = "unknown"
+    server_build: Name = "unknown"
+    tools: Annotated[list[ToolRun], Field(max_length=100)]
+    attacks: Annotated[list[AttackResult], Field(max_length=MAX_ROWS)]
+    benign: Annotated[list[BenignResult], Field(max_length=100)] = Field(default_factory=list)
 
 
 class Result(_Part):
@@ -142,6 +157,7 @@ class Result(_Part):
     attacks: Annotated[list[AttackResult], Field(max_length=MAX_ROWS)]
     benign: Annotated[list[BenignResult], Field(max_length=100)] = Field(default_factory=list)
     latency: Latency | None = None
+    unguarded: Unguarded | None = None
 
     @model_validator(mode="after")
     def _rows_are_different(self) -> Self:

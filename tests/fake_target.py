@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -47,6 +47,8 @@ class _Handler(BaseHTTPRequestHandler):
         mode = self.server.mode
         if mode == "hang":
             time.sleep(5)
+        elif mode in ("drip", "flood"):
+            self._never_ends(mode)
         elif mode == "hang up":
             self.connection.shutdown(socket.SHUT_RDWR)
         elif mode == "throttle" or (mode == "throttle twice" and len(self.server.seen) <= 2):
@@ -57,8 +59,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, [1])
         elif mode == "block" or (mode == "guard" and "ignore" in text.lower()):
             self._send(400, BLOCKED, **{"x-vauban-policy": "abc123", "x-vauban-added-ms": "12.5"})
+        elif mode == "attacker":
+            self._send(200, answer(attack(body["messages"][0]["content"])))
         else:
             self._send(200, answer(text), **{"x-vauban-added-ms": "7.5"})
+
+    def _never_ends(self, mode: str) -> None:
+        """Slowly or fast, until the client leaves."""
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.end_headers()
+        piece, pause_s = (b" ", 0.1) if mode == "drip" else (b" " * 2**20, 0.0)
+        with suppress(OSError):
+            for _ in range(50):
+                self.wfile.write(piece)
+                time.sleep(pause_s)
 
     def _send(self, status: int, body: Any, **headers: str) -> None:
         data = json.dumps(body).encode()
@@ -69,6 +84,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
+
+
+def attack(instructions: str) -> str:
+    """What PyRIT's attacker model is to answer; this one has no idea but the objective itself."""
+    objective = instructions.partition("conversation objective is to: ")[2].partition("\n")[0]
+    return json.dumps({"next_message": objective, "rationale": "none", "last_response_summary": ""})
 
 
 def answer(text: str, finish: str = "stop") -> dict[str, Any]:
