@@ -223,7 +223,7 @@ def test_what_tritons_openai_frontend_sends_is_served(triton: Any, stream: bool)
     client.send(
         text_input=PLAIN, stream=stream, exclude_input_in_output=True,
         sampling_parameters='{"max_tokens": 6, "temperature": 0.0, "ignore_eos": true}',
-        return_num_input_tokens=True, return_num_output_tokens=True,
+        return_num_input_tokens=True, return_num_output_tokens=True, return_logprobs=False,
     )  # fmt: skip
     responses = [client.got.get(timeout=120)]
     while not responses[-1].get_response().parameters["triton_final_response"].bool_param:

@@ -17,7 +17,7 @@ from typing import Final
 
 import vauban
 from vauban.errors import ConfigError
-from vauban.hosts.triton.requests import OUTPUTS
+from vauban.hosts.triton.requests import OUTPUTS, UNSERVED
 from vauban.hosts.triton.settings import ENGINE_SECTIONS, engine_fields, for_engine, parameters_of
 from vauban.policy import Policy
 
@@ -26,9 +26,12 @@ LLM_BATCHES: Final = 4
 """Batches of the ensemble that wait for the LLM at once, each in a process of its own."""
 _TEXT, _BOOL, _COUNT = "TYPE_STRING", "TYPE_BOOL", "TYPE_UINT32"
 _OPTIONS: Final = tuple(name for name in OUTPUTS.values() if name)
+_TOLD: Final = (
+    ("stream", _BOOL), ("sampling_parameters", _TEXT), ("exclude_input_in_output", _BOOL),
+    *((name, _BOOL) for name in _OPTIONS),
+)  # fmt: skip
 _ASKED: Final = (
-    ("text_input", _TEXT), ("messages", _TEXT), ("stream", _BOOL), ("sampling_parameters", _TEXT),
-    ("exclude_input_in_output", _BOOL), *((name, _BOOL) for name in _OPTIONS),
+    ("text_input", _TEXT), ("messages", _TEXT), *_TOLD, *((name, _BOOL) for name in UNSERVED),
     ("principal", _TEXT),
 )  # fmt: skip
 _ANSWERED: Final = (
@@ -94,7 +97,7 @@ STEPS: Final[Mapping[str, Step]] = {
         settings=("LLM_BACKEND",),
     ),
     "llm": Step(
-        (_ASKED[0], *_ASKED[2:-1]),
+        (("text_input", _TEXT), *_TOLD),
         _ANSWERED,
         ENGINE_SECTIONS,
         optional=True,
