@@ -41,10 +41,10 @@ class TritonPythonModel:
                 pb_utils, request.parameters(), self._threads, embedded=self._embedded
             )
             inputs = self._wire.values(request)
-            await self._flow.serve(calls, inputs, send, sender.is_cancelled)
+            last = await self._flow.serve(calls, inputs, send, sender.is_cancelled)
         except (RequestError, StepFailed) as error:
             self._wire.end(sender, self._wire.failure(error))
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing may wait for ever
             self._wire.end(sender, self._wire.broken(error))
         else:
-            self._wire.end(sender)
+            self._wire.end(sender, self._wire.answer(last) if last else None)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -27,8 +28,8 @@ from vauban.hosts.triton.requests import OUTPUTS, read_parameters
 logger = logging.getLogger(__name__)
 
 LLM: Final = "llm"
-DONE_KEPT: Final = 512
-"""Calls of the LLM whose responses are kept a while; they are small."""
+KEEP_RESPONSES_S: Final = 2.0
+"""How long the responses to a call are kept after the last; the backend needs milliseconds."""
 EXTRACTION: Final = "guard_extraction"
 STEP_THREADS: Final = 128
 LLM_THREADS: Final = 256
@@ -98,9 +99,55 @@ class Threads:
     def __init__(self, name: str) -> None:
         self.steps = ThreadPoolExecutor(STEP_THREADS, f"{name}-steps")
         self.llm = ThreadPoolExecutor(LLM_THREADS, f"{name}-llm")
-        # The backend's own thread lets go of a call's responses some time after they came, and must
-        # not be the last to do so: it does not hold the interpreter's lock.
-        self.done: deque[Any] = deque(maxlen=DONE_KEPT)
+        self.kept = Kept()
+
+
+class Kept:
+    """Responses that were read to their end, held for `KEEP_RESPONSES_S`.
+
+    The backend has a thread that lets go of them some time after that. If it were the last to do
+    so, it would free Python's objects without Python's lock, and the process could die of that.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._kept: deque[tuple[float, Any]] = deque()
+        self._lock = threading.Lock()
+
+    def add(self, responses: Any) -> None:
+        now = self._clock()
+        with self._lock:
+            self._kept.append((now, responses))
+            while self._kept[0][0] < now - KEEP_RESPONSES_S:
+                self._kept.popleft()
+
+
+class LlmCall:
+    """One call of the LLM. Its responses are read on a thread, to the end in any case: what
+    nobody reads the backend would keep for ever.
+
+    :param arrived: called on that thread with each response, then with what the call ended in, an
+        exception or None.
+    """
+
+    def __init__(self, request: Any, kept: Kept, arrived: Callable[[Any], object]) -> None:
+        self._request = request
+        self._kept = kept
+        self._arrived = arrived
+        self.responses: Any = None
+
+    def read(self) -> None:
+        ended: Exception | None = None
+        try:
+            # Comes with the first response.
+            self.responses = self._request.exec(decoupled=True)
+            for one in self.responses:
+                self._arrived(one)
+        except Exception as error:  # noqa: BLE001 - given to who waits for the responses
+            ended = error
+        finally:
+            self._kept.add(self.responses)
+            self._arrived(ended)
 
 
 class TritonCalls:
@@ -146,15 +193,19 @@ class TritonCalls:
             request_id=name,
             parameters={SALT: job.salt} if job.salt and self._embedded else {},
         )
-        responses: Any = None
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Queue[Any] = asyncio.Queue()
+        call = LlmCall(
+            request,
+            self._threads.kept,
+            lambda one: loop.call_soon_threadsafe(arrived.put_nowait, one),
+        )
+        loop.run_in_executor(self._threads.llm, call.read)
         ended = False
         try:
-            # Comes with the first response, so the client may leave here already.
-            found = await _wait(self._threads.llm, partial(request.exec, decoupled=True))
-            responses = iter(found)
-            while (
-                one := await _wait(self._threads.llm, partial(next, responses, None))
-            ) is not None:
+            while (one := await arrived.get()) is not None:
+                if isinstance(one, Exception):
+                    raise one
                 if one.has_error():
                     raise StepFailed(one.error())
                 answer = {t.name(): t.as_numpy().reshape(-1) for t in one.output_tensors()}
@@ -163,11 +214,11 @@ class TritonCalls:
             ended = True
         finally:
             if not ended:
-                await self._cancel(responses, name)
+                await self._cancel(call, name)
 
-    async def _cancel(self, responses: Any, name: str) -> None:
-        if hasattr(responses, "cancel"):  # Triton from 25.04 on
-            responses.cancel()
+    async def _cancel(self, call: LlmCall, name: str) -> None:
+        if hasattr(call.responses, "cancel"):  # Triton from 25.04 on
+            call.responses.cancel()
         elif self._embedded:
             request = self._utils.InferenceRequest(
                 model_name=LLM,
@@ -175,7 +226,8 @@ class TritonCalls:
                 inputs=self._wire.tensors({"text_input": ""}, (1,)),
                 parameters={CANCEL: name},
             )
-            list(await _wait(self._threads.steps, partial(request.exec, decoupled=True)))
+            cancelling = LlmCall(request, self._threads.kept, lambda _: None)
+            await _wait(self._threads.steps, cancelling.read)
 
 
 async def _wait(pool: ThreadPoolExecutor, work: Callable[[], Any]) -> Any:

@@ -51,8 +51,9 @@ class GuardedFlow:
         inputs: Mapping[str, Any],
         send: Callable[[Answer], Awaitable[None]],
         left: Callable[[], bool],
-    ) -> None:
-        """
+    ) -> Answer | None:
+        """The last of what the client gets, which `send` has not been called with.
+
         :param left: whether the client has gone.
         :raises RequestError: the request can't be served.
         """
@@ -60,7 +61,7 @@ class GuardedFlow:
             raise Overloaded("too many requests at once")
         self._free -= 1
         try:
-            await self._serve(calls, inputs, send, left)
+            return await self._serve(calls, inputs, send, left)
         finally:
             self._free += 1
 
@@ -70,13 +71,12 @@ class GuardedFlow:
         inputs: Mapping[str, Any],
         send: Callable[[Answer], Awaitable[None]],
         left: Callable[[], bool],
-    ) -> None:
+    ) -> Answer | None:
         read = await calls.ask("guard_input", inputs)
         judged = await calls.ask("guard_encoder", {WINDOWS: read[WINDOWS]})
         verdict = self._seal.open(VERDICT, judged[VERDICT])
         if refusal := self._output.refusal(verdict):
-            await send(refusal)
-            return
+            return refusal
         job = self._jobs.open(read[PROMPT])
         outgoing = self._output.outgoing(job.terms)
         stream = calls.stream(job)
@@ -88,8 +88,8 @@ class GuardedFlow:
                     await send(whole.pop())
             if not outgoing.stopped and not left() and (rest := outgoing.end()):
                 whole.append(rest)
-            if whole and not left():  # what isn't streamed is one response, as clients expect
-                await send(joined(whole))
+            # What isn't streamed is one response, as clients expect.
+            return joined(whole) if whole and not left() else None
         finally:
             await stream.aclose()
             self._output.record(job.ticket, job.terms, outgoing)
