@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ def secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def server(repository: Path, model: Path, secret: None) -> Server:
+def server(repository: Path, model: Path, secret: None) -> Iterator[Server]:
     """All models, with the shipped encoder."""
     policy = Policy.model_validate({"audit": {"log": "off"}})
     parameters = {
@@ -54,7 +56,10 @@ def server(repository: Path, model: Path, secret: None) -> Server:
     server = Server(repository)
     for path in sorted(repository.glob("*/1/model.py")):
         server.load(path.parents[1].name, parameters)
-    return server
+    yield server
+    for loaded in server.models.values():
+        if hasattr(loaded, "finalize"):
+            loaded.finalize()
 
 
 async def ask(server: Server, model: str, values: dict[str, Any]) -> list[Any]:
@@ -167,4 +172,5 @@ async def test_metrics_count_verdicts(server: Server) -> None:
     assert metrics._requests._family.metrics[labels].values == [1]
     assert len(metrics._score.values) == 1
     learned = server.models["guard_extraction"]._users._on_evidence.__self__
+    await asyncio.to_thread(server.models["guard_encoder"].finalize)  # waits for who is told
     assert len(learned._score.values) == 1

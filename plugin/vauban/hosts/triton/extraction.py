@@ -9,10 +9,14 @@ Levels outlive the process in a shared store; the detector's windows do not.
 
 from __future__ import annotations
 
+import logging
 import math
+import queue
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -30,9 +34,13 @@ from vauban.telemetry import AuditLog
 from vauban.treatment import Treatment
 from vauban.types import Evidence, Level, Mode, Principal, PrincipalKind, Reason
 
+logger = logging.getLogger(__name__)
+
 ASKED: Final = "asked"
 KNOWN: Final = "known"
 RETRY_AFTER_S: Final = 1.0
+MAX_WAITING_BATCHES: Final = 256
+END_TIMEOUT_S: Final = 5.0
 
 Embeddings = NDArray[np.float32]
 """[requests, numbers], each of unit length."""
@@ -130,8 +138,10 @@ class Users:
     """`guard_extraction`, as the other models ask it. See `guard.Standings`.
 
     :param ask: gives it sealed bytes and gives back its answer; raises `StateUnavailable`.
-    :param max_users: of those who were not treated as everybody, how many are remembered for the
-        time when it does not answer.
+    :param max_users: how many standings are remembered, of those that are fresh, and of those who
+        were not treated as everybody, for the time when it does not answer.
+    :param fresh_s: how long a standing counts before it is asked for again. A request then waits
+        for it only now and then. Whoever is held or banned is asked for each time.
     """
 
     def __init__(
@@ -139,9 +149,12 @@ class Users:
         ask: Callable[[bytes], bytes],
         seal: Seal,
         max_users: int = 0,
+        fresh_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ask = ask
+        self._fresh_s = fresh_s
+        self._fresh: OrderedDict[str, tuple[float, Standing]] = OrderedDict()
         self._clock = clock
         self._silent_until = -math.inf
         self._seal = seal
@@ -150,6 +163,11 @@ class Users:
 
     def standing(self, principal_id: str) -> Standing:
         """:raises StateUnavailable: it does not answer."""
+        now = self._clock()
+        while self._fresh and next(iter(self._fresh.values()))[0] <= now - self._fresh_s:
+            self._fresh.popitem(last=False)
+        if principal_id in self._fresh:
+            return self._fresh[principal_id][1]
         answer = self._send(Bundle("", {"standing": principal_id}))
         level = Level(answer.fields.pop("level"))
         standing = Standing(principal_id, level, **answer.fields)
@@ -158,6 +176,8 @@ class Users:
             self._remembered[principal_id] = standing
             while len(self._remembered) > self._max_users:
                 self._remembered.popitem(last=False)
+        if level < Level.HELD and len(self._fresh) < self._max_users:
+            self._fresh[principal_id] = now, standing
         return standing
 
     def remembered(self, principal_id: str) -> Standing:
@@ -182,6 +202,42 @@ class Users:
             self._silent_until = self._clock() + RETRY_AFTER_S
             raise
         return self._seal.open(KNOWN, answer)
+
+
+class Watching:
+    """Tells `guard_extraction` of batches on a thread of its own: no verdict waits for it.
+
+    What can't be told is logged, without who it was. At most `MAX_WAITING_BATCHES` wait.
+    """
+
+    def __init__(self, users: Users) -> None:
+        self._users = users
+        self._waiting: queue.Queue[tuple[Sequence[Who], Embeddings] | None] = queue.Queue(
+            MAX_WAITING_BATCHES
+        )
+        self._thread = threading.Thread(target=self._run, name="watching", daemon=True)
+        self._thread.start()
+
+    def watch(self, callers: Sequence[Who], embeddings: Embeddings) -> None:
+        """:raises StateUnavailable: too many batches wait already."""
+        try:
+            self._waiting.put_nowait((callers, embeddings))
+        except queue.Full:
+            raise StateUnavailable("guard_extraction is too far behind") from None
+
+    def close(self) -> None:
+        """End, once it was told of what waits."""
+        with suppress(queue.Full):
+            self._waiting.put(None, timeout=END_TIMEOUT_S)
+            self._thread.join(END_TIMEOUT_S)
+
+    def _run(self) -> None:
+        while (batch := self._waiting.get()) is not None:
+            try:
+                self._users.watch(*batch)
+            except Exception as error:  # noqa: BLE001 - its message may hold text; the next goes on
+                name = type(error).__name__
+                logger.error("%d requests stay unseen: %s", len(batch[0]), name)
 
 
 def at_start(policy: Policy) -> str:
