@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from vauban.hosts.triton.render import ENSEMBLES, STEPS
+
 TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
 
 
@@ -135,6 +137,8 @@ class Server:
 
     async def infer(self, request: Any) -> list[InferenceResponse]:
         """All responses to a request."""
+        if request.model_name in ENSEMBLES:
+            return [await self._ensemble(request)]
         model = self.models.get(request.model_name)
         if model is None:
             return [_missing()]
@@ -147,6 +151,22 @@ class Server:
             await asyncio.wait_for(request.sender.finished.wait(), 60)
             return request.sender.responses
         return list(answers)
+
+    async def _ensemble(self, request: Any) -> InferenceResponse:
+        """Step after step, each with those of its inputs that there are by then."""
+        steps, outputs = ENSEMBLES[request.model_name]
+        there = {tensor.name(): tensor for tensor in request.inputs()}
+        for name in steps:
+            wanted = [there[key] for key, _ in STEPS[name].inputs if key in there]
+            if STEPS[name].batched:
+                wanted = [Tensor(one.name(), one.as_numpy().reshape(1, 1)) for one in wanted]
+            (response,) = await self.infer(
+                self.utils.InferenceRequest(name, wanted, parameters=request.parameters())
+            )
+            if response.has_error():
+                return response
+            there |= {tensor.name(): tensor for tensor in response.output_tensors()}
+        return InferenceResponse([there[name] for name, _ in outputs])
 
     def _module(self) -> ModuleType:
         server = self

@@ -1,8 +1,12 @@
 """guard_extraction: who explores the model, and how every user is treated. One for the server."""
 
 import json
+import os
 
 import triton_python_backend_utils as pb_utils
+
+# FAISS works on a row or a few at a time here: a second thread only waits for a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from vauban.errors import RequestError
 from vauban.hosts.triton.bls import Wire

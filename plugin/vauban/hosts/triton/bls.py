@@ -22,7 +22,7 @@ from vauban.hosts.triton.answers import error_of
 from vauban.hosts.triton.callers import HEADERS
 from vauban.hosts.triton.extraction import ASKED, KNOWN
 from vauban.hosts.triton.output import Answer, Job
-from vauban.hosts.triton.render import GRAPH_INPUT, GRAPH_OUTPUTS, STEPS
+from vauban.hosts.triton.render import GRAPH_INPUT, GRAPH_OUTPUTS, SCREEN, SCREENED
 from vauban.hosts.triton.requests import OUTPUTS, read_parameters
 
 logger = logging.getLogger(__name__)
@@ -168,14 +168,13 @@ class TritonCalls:
         self._threads = threads
         self._embedded = embedded
 
-    async def ask(self, model: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """One request, one response; each output has one element."""
-        step = STEPS[model]
+    async def screen(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What `guard_screen` says."""
         request = self._utils.InferenceRequest(
-            model_name=model,
-            requested_output_names=[name for name, _ in step.outputs],
-            inputs=self._wire.tensors(inputs, (1, 1) if step.batched else (1,)),
-            parameters=self._parameters if model == "guard_input" else {},
+            model_name=SCREEN,
+            requested_output_names=[name for name, _ in SCREENED],
+            inputs=self._wire.tensors(inputs, (1,)),
+            parameters=self._parameters,
         )
         response = await _wait(self._threads.steps, request.exec)
         if response.has_error():

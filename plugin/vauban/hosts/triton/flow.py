@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from vauban.errors import Overloaded
 from vauban.hosts.triton.encoder import VERDICT
-from vauban.hosts.triton.front import PROMPT, WINDOWS
+from vauban.hosts.triton.front import PROMPT
 from vauban.hosts.triton.output import Answer, Findings, GuardOutput, Job, Jobs, joined
 from vauban.hosts.triton.seal import Seal
 from vauban.policy import Policy
@@ -23,8 +23,8 @@ POLL_S: Final = 0.1
 class Calls(Protocol):
     """The other models. What they raise goes to the client as it is."""
 
-    async def ask(self, model: str, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """One request, one response."""
+    async def screen(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Input and encoder: the sealed prompt and verdict."""
 
     def stream(self, job: Job) -> AsyncGenerator[Answer, None]:
         """The LLM's responses; closing the iterator ends its work."""
@@ -72,12 +72,11 @@ class GuardedFlow:
         send: Callable[[Answer], Awaitable[None]],
         left: Callable[[], bool],
     ) -> Answer | None:
-        read = await calls.ask("guard_input", inputs)
-        judged = await calls.ask("guard_encoder", {WINDOWS: read[WINDOWS]})
-        verdict = self._seal.open(VERDICT, judged[VERDICT])
+        screened = await calls.screen(inputs)
+        verdict = self._seal.open(VERDICT, screened[VERDICT])
         if refusal := self._output.refusal(verdict):
             return refusal
-        job = self._jobs.open(read[PROMPT])
+        job = self._jobs.open(screened[PROMPT])
         outgoing = self._output.outgoing(job.terms)
         stream = calls.stream(job)
         whole: list[Answer] = []

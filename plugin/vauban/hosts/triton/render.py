@@ -108,6 +108,15 @@ STEPS: Final[Mapping[str, Step]] = {
 NOT_HERE: Final = ("tools",)
 """Sections that no model reads: a request to Triton's LLM names no tools, so it calls none."""
 ENSEMBLE: Final = "guarded_llm"
+SCREEN: Final = "guard_screen"
+SCREENED: Final[Tensors] = (("prompt", _TEXT), ("verdict", _TEXT))
+"""What `guard_screen` gives: what the LLM gets, and whether it may."""
+ENSEMBLES: Final[Mapping[str, tuple[tuple[str, ...], Tensors]]] = {
+    ENSEMBLE: (("guard_input", "guard_encoder", "guard_llm", "guard_output"), _ANSWERED),
+    SCREEN: (("guard_input", "guard_encoder"), SCREENED),
+}
+"""Steps and outputs. `guarded_llm`: encoder and LLM start side by side, and the answer waits for
+the verdict. `guard_screen`: the first two, for `guarded_llm_bls`, which so waits once for both."""
 GRAPH: Final = "guard_encoder_onnx"
 GRAPH_INPUT: Final = "ids"
 GRAPH_OUTPUTS: Final = ("scores", "embeddings")
@@ -169,9 +178,10 @@ def render(out: Path, policy: Policy, models: Models) -> None:
             _write_graph(out / GRAPH, policy)
         if models.backend is LlmBackend.VLLM:
             _write_vllm(out / "llm", policy, models)
-        (out / ENSEMBLE / "1").mkdir(parents=True, exist_ok=True)
-        (out / ENSEMBLE / "1" / ".keep").touch()
-        (out / ENSEMBLE / "config.pbtxt").write_text(ensemble_config())
+        for name in ENSEMBLES:
+            (out / name / "1").mkdir(parents=True, exist_ok=True)
+            (out / name / "1" / ".keep").touch()
+            (out / name / "config.pbtxt").write_text(ensemble_config(name))
     except OSError as error:
         raise ConfigError(f"{out}: {error.strerror}") from None
 
@@ -242,14 +252,15 @@ def config_of(name: str, policy: Policy, models: Models) -> str:
     return "\n".join(lines) + "\n"
 
 
-def ensemble_config() -> str:
-    """`guarded_llm`: encoder and LLM start side by side, and the answer waits for the verdict."""
-    lines = [f"# {ENSEMBLE}: written by `vauban triton render`.", 'platform: "ensemble"']
+def ensemble_config(ensemble: str) -> str:
+    """The `config.pbtxt` of one of `ENSEMBLES`."""
+    steps, outputs = ENSEMBLES[ensemble]
+    lines = [f"# {ensemble}: written by `vauban triton render`.", 'platform: "ensemble"']
     lines.append("max_batch_size: 0")
     lines += [_tensor("input", *item, optional=True) for item in _ASKED]
-    lines += [_tensor("output", *item, optional=False) for item in _ANSWERED]
+    lines += [_tensor("output", *item, optional=False) for item in outputs]
     lines.append("ensemble_scheduling {")
-    for name in ("guard_input", "guard_encoder", "guard_llm", "guard_output"):
+    for name in steps:
         step = STEPS[name]
         maps = [("input_map", key) for key, _ in step.inputs]
         maps += [("output_map", key) for key, _ in step.outputs]
