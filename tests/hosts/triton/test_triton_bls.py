@@ -52,11 +52,12 @@ async def test_what_nobody_waits_for_is_read_to_its_end() -> None:
     assert responses.left == 0
 
 
-def test_what_a_call_ends_in_comes_last() -> None:
+def test_the_end_of_a_call_comes_last_also_where_it_fails() -> None:
     arrived: list[Any] = []
     LlmCall(Request([1, 2]), Kept(), arrived.append).read()
-    LlmCall(Request(fault := ValueError("no such model")), Kept(), arrived.append).read()
-    assert arrived == [1, 2, None, fault]
+    with pytest.raises(ValueError, match="no such model"):
+        LlmCall(Request(ValueError("no such model")), Kept(), arrived.append).read()
+    assert arrived == [1, 2, None, None]
 
 
 @pytest.mark.parametrize("calls", [1, 300])

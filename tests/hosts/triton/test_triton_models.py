@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from triton_fakes import CONTEXT, SECRET, completion
 
 from vauban.errors import ConfigError, PolicyError
 from vauban.hosts.triton.callers import BIND_VARIABLE
-from vauban.hosts.triton.render import Models, render
+from vauban.hosts.triton.render import STEPS, Models, render
 from vauban.hosts.triton.settings import parameters_of
 from vauban.mark import SECRET_VARIABLE
 from vauban.policy import Policy
@@ -46,7 +46,7 @@ def secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def server(repository: Path, model: Path, secret: None) -> Iterator[Server]:
+async def server(repository: Path, model: Path, secret: None) -> AsyncIterator[Server]:
     """All models, with the shipped encoder."""
     policy = Policy.model_validate({"audit": {"log": "off"}})
     parameters = {
@@ -54,12 +54,12 @@ def server(repository: Path, model: Path, secret: None) -> Iterator[Server]:
         "LLM_BACKEND": "python",
     }  # fmt: skip
     server = Server(repository)
-    for path in sorted(repository.glob("*/1/model.py")):
-        server.load(path.parents[1].name, parameters)
+    for name in STEPS:
+        server.load(name, parameters)
     yield server
     for loaded in server.models.values():
         if hasattr(loaded, "finalize"):
-            loaded.finalize()
+            await asyncio.to_thread(loaded.finalize)  # it may wait for other models
 
 
 async def ask(server: Server, model: str, values: dict[str, Any]) -> list[Any]:

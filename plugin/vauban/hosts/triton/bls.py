@@ -126,8 +126,7 @@ class LlmCall:
     """One call of the LLM. Its responses are read on a thread, to the end in any case: what
     nobody reads the backend would keep for ever.
 
-    :param arrived: called on that thread with each response, then with what the call ended in, an
-        exception or None.
+    :param arrived: called on that thread with each response, and with None at the end.
     """
 
     def __init__(self, request: Any, kept: Kept, arrived: Callable[[Any], object]) -> None:
@@ -137,17 +136,15 @@ class LlmCall:
         self.responses: Any = None
 
     def read(self) -> None:
-        ended: Exception | None = None
+        """:raises Exception: the backend's own, where the call could not be made."""
         try:
             # Comes with the first response.
             self.responses = self._request.exec(decoupled=True)
             for one in self.responses:
                 self._arrived(one)
-        except Exception as error:  # noqa: BLE001 - given to who waits for the responses
-            ended = error
         finally:
             self._kept.add(self.responses)
-            self._arrived(ended)
+            self._arrived(None)
 
 
 class TritonCalls:
@@ -199,20 +196,20 @@ class TritonCalls:
             self._threads.kept,
             lambda one: loop.call_soon_threadsafe(arrived.put_nowait, one),
         )
-        loop.run_in_executor(self._threads.llm, call.read)
+        reading = loop.run_in_executor(self._threads.llm, call.read)
         ended = False
         try:
             while (one := await arrived.get()) is not None:
-                if isinstance(one, Exception):
-                    raise one
                 if one.has_error():
                     raise StepFailed(one.error())
                 answer = {t.name(): t.as_numpy().reshape(-1) for t in one.output_tensors()}
                 if answer:
                     yield {key: _plain(value) for key, value in answer.items()}
+            await reading
             ended = True
         finally:
             if not ended:
+                reading.cancel()  # where no thread was free for it yet
                 await self._cancel(call, name)
 
     async def _cancel(self, call: LlmCall, name: str) -> None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import logging
 import math
-import queue
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -40,7 +40,6 @@ ASKED: Final = "asked"
 KNOWN: Final = "known"
 RETRY_AFTER_S: Final = 1.0
 MAX_WAITING_BATCHES: Final = 256
-END_TIMEOUT_S: Final = 5.0
 
 Embeddings = NDArray[np.float32]
 """[requests, numbers], each of unit length."""
@@ -212,32 +211,24 @@ class Watching:
 
     def __init__(self, users: Users) -> None:
         self._users = users
-        self._waiting: queue.Queue[tuple[Sequence[Who], Embeddings] | None] = queue.Queue(
-            MAX_WAITING_BATCHES
-        )
-        self._thread = threading.Thread(target=self._run, name="watching", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, "watching")
+        self._room = threading.BoundedSemaphore(MAX_WAITING_BATCHES)
 
     def watch(self, callers: Sequence[Who], embeddings: Embeddings) -> None:
         """:raises StateUnavailable: too many batches wait already."""
-        try:
-            self._waiting.put_nowait((callers, embeddings))
-        except queue.Full:
-            raise StateUnavailable("guard_extraction is too far behind") from None
+        if not self._room.acquire(blocking=False):
+            raise StateUnavailable("guard_extraction is too far behind")
+        telling = self._thread.submit(self._users.watch, callers, embeddings)
+        telling.add_done_callback(partial(self._told, len(callers)))
 
     def close(self) -> None:
         """End, once it was told of what waits."""
-        with suppress(queue.Full):
-            self._waiting.put(None, timeout=END_TIMEOUT_S)
-            self._thread.join(END_TIMEOUT_S)
+        self._thread.shutdown()
 
-    def _run(self) -> None:
-        while (batch := self._waiting.get()) is not None:
-            try:
-                self._users.watch(*batch)
-            except Exception as error:  # noqa: BLE001 - its message may hold text; the next goes on
-                name = type(error).__name__
-                logger.error("%d requests stay unseen: %s", len(batch[0]), name)
+    def _told(self, requests: int, telling: Future[None]) -> None:
+        self._room.release()
+        if error := telling.exception():
+            logger.error("%d requests stay unseen: %s", requests, type(error).__name__)
 
 
 def at_start(policy: Policy) -> str:
