@@ -14,7 +14,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import numpy as np
 
@@ -99,8 +100,10 @@ class Logger:
 
 class MetricFamily:
     COUNTER, GAUGE, HISTOGRAM = range(3)
+    there: ClassVar[WeakSet[MetricFamily]] = WeakSet()
 
     def __init__(self, name: str, description: str, kind: int) -> None:
+        self.there.add(self)
         self.name = name
         self.metrics: dict[str, Metric] = {}
 
@@ -112,6 +115,7 @@ class Server:
     """The models of a repository, loaded by name, and requests to them."""
 
     def __init__(self, repository: Path) -> None:
+        MetricFamily.there.clear()  # those of a server before
         self.repository = repository
         self.models: dict[str, Any] = {}
         self.utils = self._module()

@@ -172,5 +172,18 @@ async def test_metrics_count_verdicts(server: Server) -> None:
     assert metrics._requests._family.metrics[labels].values == [1]
     assert len(metrics._score.values) == 1
     learned = server.models["guard_extraction"]._users._on_evidence.__self__
-    await asyncio.to_thread(server.models["guard_encoder"].finalize)  # waits for who is told
+    await asyncio.to_thread(server.models["guard_encoder"]._watching.close)
     assert len(learned._score.values) == 1
+
+
+async def test_a_model_that_ends_lets_go_of_its_metrics(server: Server) -> None:
+    """Freed after the backend's memory, they would end the process with a segmentation fault."""
+    await ask(server, "guarded_llm_bls", completion(INJECTION))
+    ending = dict(server.models)
+    server.models.clear()  # the fixture's own end finds none
+    families = server.utils.MetricFamily.there
+    assert {"vauban_requests_total", "vauban_extraction_score"} <= {one.name for one in families}
+    for model in ending.values():
+        if hasattr(model, "finalize"):
+            await asyncio.to_thread(model.finalize)
+    assert not list(families)

@@ -31,10 +31,12 @@ class TritonPythonModel:
             device = "cpu"
             elsewhere = GraphElsewhere(policy.encoder, GraphModel(pb_utils, graph))
         encoder = Encoder.load(policy.encoder, device, elsewhere)
-        metrics = TritonMetrics(pb_utils)
+        self._metrics = TritonMetrics(pb_utils)
         seal = Seal(server_secret())
         self._watching = Watching(Users(UsersModel(pb_utils), seal))
-        self._judge = GuardEncoder(policy, encoder.encode, seal, metrics.observe, self._watching)
+        self._judge = GuardEncoder(
+            policy, encoder.encode, seal, self._metrics.observe, self._watching
+        )
         self._wire = Wire(pb_utils)
 
     def execute(self, requests):
@@ -45,6 +47,7 @@ class TritonPythonModel:
 
     def finalize(self):
         self._watching.close()
+        self._metrics.close()
 
     def _answer(self, judged):
         for one in judged:
