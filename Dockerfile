@@ -7,7 +7,8 @@
 # Policy and keys are mounted, read only, and named in the environment:
 #   -v ./vauban:/etc/vauban:ro -e VAUBAN_POLICY=/etc/vauban/policy.yaml
 #   -e VAUBAN_IDENTITY__KEYS_FILE=/etc/vauban/keys.json
-# Without keys the servers listen on loopback, inside the container.
+# Without keys the servers listen on loopback, inside the container; with keys, Triton's is told
+# where: `triton serve --address 0.0.0.0`.
 
 ARG VLLM_IMAGE=vllm/vllm-openai:v0.32.0
 ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.06-vllm-python-py3
@@ -56,17 +57,20 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 COPY setup/uv-overrides.txt /tmp/
 COPY --from=wheel /wheels /wheels
-RUN python -m venv /opt/vauban \
-    && pip install --no-cache-dir 'uv>=0.9,<1' \
-    && uv pip install --no-cache --python /opt/vauban/bin/python --overrides /tmp/uv-overrides.txt \
+RUN python -m venv /tmp/uv \
+    && /tmp/uv/bin/pip install --no-cache-dir 'uv>=0.9,<1' \
+    && export PATH="/opt/vauban/bin:/tmp/uv/bin:$PATH" UV_NO_CACHE=1 \
+    && python -m venv --without-pip /opt/vauban \
+    && uv pip install --python /opt/vauban/bin/python --overrides /tmp/uv-overrides.txt \
         ${TORCH_BACKEND:+--torch-backend=$TORCH_BACKEND} "vauban[cpu] @ file://$(ls /wheels/*.whl)" \
-    && PATH="/opt/vauban/bin:$PATH" vauban triton install \
-    && pip uninstall --yes uv && rm -rf /wheels /tmp/uv-overrides.txt "$HOME/.cache" \
+    && vauban triton install \
+    && rm -rf /tmp/uv /wheels /tmp/uv-overrides.txt "$HOME/.cache" \
     && useradd --system --create-home --uid 10001 vauban
 ENV PATH=/opt/vauban/bin:$PATH
 USER 10001
 WORKDIR /home/vauban
 EXPOSE 8000 8001 8002
-HEALTHCHECK --start-period=10m CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=5)"]
+# Whichever of the two it is.
+HEALTHCHECK --start-period=10m CMD ["python", "-c", "import contextlib, sys, urllib.request as u\nfor path in ('/health', '/v2/health/ready'):\n    with contextlib.suppress(OSError):\n        sys.exit(u.urlopen('http://127.0.0.1:8000' + path, timeout=5).status != 200)\nsys.exit(1)"]
 ENTRYPOINT ["vauban"]
 CMD ["triton", "serve"]

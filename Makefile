@@ -1,6 +1,6 @@
 # Everything is installed into .venv and runs from there; a second run installs nothing.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench redteam clean
+.PHONY: help demo test check bench redteam image clean
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
@@ -33,6 +33,9 @@ check: .venv/installed-cpu-dev ## lint and types
 
 bench: .venv/installed-cpu-dev ## run the benchmarks
 	$(BIN)/python benchmarks/run.py
+
+image: ## build the image `cpu` with buildah, as root on Debian
+	setup/image.sh
 
 clean: ## remove .venv, caches and builds
 	rm -rf .venv .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

@@ -3,7 +3,8 @@
 A real tritonserver with the real CPU vLLM and a stand-in model, closed-loop clients over gRPC
 streams. Per model and number of clients: p50, p95, p99 of the time to the whole answer, and
 requests per second. Beside the LLM alone it tells how much longer the guarded models take with one
-client, and how many requests shared an encoder pass.
+client, and how many requests shared an encoder pass. One client asks the three models in turn, so
+that a machine that is slow for a while is slow for all of them.
 
 `llm` alone is measured with the engine's own screening of unmarked prompts switched off, else it
 would not be alone.
@@ -18,10 +19,12 @@ import itertools
 import json
 import os
 import queue
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,47 +124,86 @@ class Encoder:
         return (requests - before[0]) / max(1, new), (busy - before[2]) / max(1, new)
 
 
+@dataclass(frozen=True)
+class Run:
+    """One model under one load. `times`: of each request, ms. `rate`: requests/s. `batch`: requests
+    that shared an encoder pass, on average. `encode_ms`: of a pass; the median where there is one
+    request at a time, else the mean."""
+
+    times: list[float]
+    rate: float
+    batch: float
+    encode_ms: float
+
+
+def in_turn(address: str, encoder: Encoder, requests: int) -> dict[str, Run]:
+    """One client, which asks each model for its next answer before it asks any for another."""
+    times: dict[str, list[float]] = {model: [] for model in MODELS}
+    passes: dict[str, list[tuple[float, float]]] = {model: [] for model in MODELS}
+    client = Client(address)
+    for _ in range(requests):
+        for model in MODELS:
+            encoder.read()
+            times[model].append(client.ask(model))
+            passes[model].append(encoder.read())
+    client.close()
+    return {
+        model: Run(
+            times[model],
+            1000 * requests / sum(times[model]),
+            statistics.mean(batch for batch, _ in passes[model]),
+            percentile([ms for _, ms in passes[model]], 0.5),
+        )
+        for model in MODELS
+    }
+
+
+def at_once(address: str, encoder: Encoder, clients: int, requests: int) -> dict[str, Run]:
+    found = {}
+    for model in MODELS:
+        encoder.read()
+        times, rate = closed_loop(address, model, clients, requests)
+        found[model] = Run(times, rate, *encoder.read())
+    return found
+
+
 def run(address: str, *, repeats: int, per_client: int) -> Iterator[Measure]:
     encoder = Encoder(address)
     for model in MODELS:
         closed_loop(address, model, 8, 16)
-    alone: list[float] = []
     for clients in CLIENTS:
         requests = max(24, per_client * clients)
-        found: dict[str, list[tuple[list[float], float]]] = {model: [] for model in MODELS}
-        batches: dict[str, list[tuple[float, float]]] = {model: [] for model in MODELS}
-        for _ in range(repeats):
-            for model in MODELS:
-                encoder.read()
-                found[model].append(closed_loop(address, model, clients, requests))
-                batches[model].append(encoder.read())
-        if clients == 1:
-            alone = [percentile(times, 0.5) for times, _ in found["llm"]]
+        runs = [
+            in_turn(address, encoder, requests)
+            if clients == 1
+            else at_once(address, encoder, clients, requests)
+            for _ in range(repeats)
+        ]
         for model in MODELS:
-            yield from _measures(model, clients, found[model], batches[model], alone)
+            yield from _measures(model, clients, runs)
 
 
-def _measures(
-    model: str, clients: int, runs: list[tuple[list[float], float]],
-    batches: list[tuple[float, float]], alone: list[float],
-) -> Iterator[Measure]:  # fmt: skip
+def _measures(model: str, clients: int, runs: list[dict[str, Run]]) -> Iterator[Measure]:
     name = f"{model}, {clients} clients"
+    ours = [found[model] for found in runs]
     for share in (0.5, 0.95, 0.99):
-        values = tuple(percentile(times, share) for times, _ in runs)
+        values = tuple(percentile(one.times, share) for one in ours)
         yield Measure(f"p{share * 100:.0f} ({name})", "ms", values)
-    yield Measure(f"throughput ({name})", "requests/s", tuple(rate for _, rate in runs),
+    yield Measure(f"throughput ({name})", "requests/s", tuple(one.rate for one in ours),
                   lower_is_better=False)  # fmt: skip
     if model == "llm":
         return
+    yield Measure(f"an encoder pass ({name})", "ms", tuple(one.encode_ms for one in ours))
     if clients == 1:
         added = tuple(
-            percentile(times, 0.5) - before - encode_ms
-            for (times, _), before, (_, encode_ms) in zip(runs, alone, batches, strict=True)
-        )
+            percentile(found[model].times, 0.5) - percentile(found["llm"].times, 0.5)
+            - found[model].encode_ms
+            for found in runs
+        )  # fmt: skip
         yield Measure(f"added p50 beside the encoder's time ({name})", "ms", added,
                       at_most=ADDED_TARGET_MS)  # fmt: skip
     yield Measure(
-        f"mean encoder batch ({name})", "requests", tuple(batch for batch, _ in batches),
+        f"mean encoder batch ({name})", "requests", tuple(one.batch for one in ours),
         at_least=BATCH_TARGET if clients == CLIENTS[-1] else None, lower_is_better=False,
     )  # fmt: skip
 

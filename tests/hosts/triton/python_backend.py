@@ -14,9 +14,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import numpy as np
+
+from vauban.hosts.triton.render import ENSEMBLES, STEPS
 
 TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
 
@@ -97,8 +100,10 @@ class Logger:
 
 class MetricFamily:
     COUNTER, GAUGE, HISTOGRAM = range(3)
+    there: ClassVar[WeakSet[MetricFamily]] = WeakSet()
 
     def __init__(self, name: str, description: str, kind: int) -> None:
+        self.there.add(self)
         self.name = name
         self.metrics: dict[str, Metric] = {}
 
@@ -110,6 +115,7 @@ class Server:
     """The models of a repository, loaded by name, and requests to them."""
 
     def __init__(self, repository: Path) -> None:
+        MetricFamily.there.clear()  # those of a server before
         self.repository = repository
         self.models: dict[str, Any] = {}
         self.utils = self._module()
@@ -135,6 +141,8 @@ class Server:
 
     async def infer(self, request: Any) -> list[InferenceResponse]:
         """All responses to a request."""
+        if request.model_name in ENSEMBLES:
+            return [await self._ensemble(request)]
         model = self.models.get(request.model_name)
         if model is None:
             return [_missing()]
@@ -147,6 +155,22 @@ class Server:
             await asyncio.wait_for(request.sender.finished.wait(), 60)
             return request.sender.responses
         return list(answers)
+
+    async def _ensemble(self, request: Any) -> InferenceResponse:
+        """Step after step, each with those of its inputs that there are by then."""
+        steps, outputs = ENSEMBLES[request.model_name]
+        there = {tensor.name(): tensor for tensor in request.inputs()}
+        for name in steps:
+            wanted = [there[key] for key, _ in STEPS[name].inputs if key in there]
+            if STEPS[name].batched:
+                wanted = [Tensor(one.name(), one.as_numpy().reshape(1, 1)) for one in wanted]
+            (response,) = await self.infer(
+                self.utils.InferenceRequest(name, wanted, parameters=request.parameters())
+            )
+            if response.has_error():
+                return response
+            there |= {tensor.name(): tensor for tensor in response.output_tensors()}
+        return InferenceResponse([there[name] for name, _ in outputs])
 
     def _module(self) -> ModuleType:
         server = self

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from triton_fakes import MakeInput, completion
 
 from vauban.detectors.extraction.accumulated import Accumulated
@@ -21,7 +25,16 @@ from vauban.errors import (
     StandingUnknown,
     StateUnavailable,
 )
-from vauban.hosts.triton.extraction import ASKED, GuardExtraction, Users, Who, at_start
+from vauban.hosts.triton.extraction import (
+    ASKED,
+    KNOWN,
+    MAX_WAITING_BATCHES,
+    GuardExtraction,
+    Users,
+    Watching,
+    Who,
+    at_start,
+)
 from vauban.hosts.triton.output import Jobs
 from vauban.hosts.triton.seal import Bundle, Seal
 from vauban.mark import Sealer
@@ -253,11 +266,95 @@ def test_who_does_not_answer_is_asked_again_after_a_while(seal: Seal) -> None:
         asked.append(sealed)
         raise StateUnavailable("gone")
 
-    users = Users(gone, seal, 10, lambda: now[0])
+    users = Users(gone, seal, 10, clock=lambda: now[0])
     for now[0] in (0.0, 0.5, 1.0, 1.5):
         with pytest.raises(StateUnavailable):
             users.standing(THIEF)
     assert len(asked) == 2
+
+
+def told(seal: Seal, level: list[Level], asked: list[bytes]) -> Callable[[bytes], bytes]:
+    """Answers as `guard_extraction` does, with whatever level there is now."""
+
+    def answer(sealed: bytes) -> bytes:
+        asked.append(sealed)
+        fields = {"level": int(level[0]), "since": 0.0, "until": None, "by": "detector"}
+        return seal.close(KNOWN, Bundle("", fields))
+
+    return answer
+
+
+def test_a_standing_counts_for_a_while_before_it_is_asked_for_again(seal: Seal) -> None:
+    now, level, asked = [0.0], [Level.CLEAR], list[bytes]()
+    users = Users(told(seal, level, asked), seal, 2, fresh_s=1.0, clock=lambda: now[0])
+    found = []
+    for now[0] in (0.0, 0.5, 0.99, 1.0, 1.5):
+        found.append(users.standing(THIEF).level)
+        level[0] = Level.DEGRADED
+    assert found == [Level.CLEAR] * 3 + [Level.DEGRADED] * 2
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("level", [Level.HELD, Level.BANNED])
+def test_who_is_held_or_banned_is_asked_for_each_time(seal: Seal, level: Level) -> None:
+    """What an operator lifts is lifted at once."""
+    levels, asked = [level], list[bytes]()
+    users = Users(told(seal, levels, asked), seal, 2, fresh_s=1.0, clock=lambda: 0.0)
+    assert users.standing(THIEF).level is level
+    levels[0] = Level.CLEAR
+    assert users.standing(THIEF).level is Level.CLEAR
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0, 2)), max_size=30))
+def test_standings_that_are_remembered_are_bounded(steps: list[tuple[str, float]]) -> None:
+    seal, now = Seal(b"x" * 32), [0.0]
+    ask = told(seal, [Level.FLAGGED], [])
+    users = Users(ask, seal, 2, fresh_s=1.0, clock=lambda: now[0])
+    for name, seconds in steps:
+        now[0] += seconds
+        assert users.standing(name).level is Level.FLAGGED
+        assert len(users._fresh) <= 2
+        assert len(users._remembered) <= 2
+
+
+def test_who_asked_is_told_behind_the_verdict() -> None:
+    """Nobody waits, nothing is lost at the end, and one that fails is not the last."""
+    seen, go = list[str](), threading.Event()
+
+    class Slow:
+        def watch(self, callers: list[Who], _: Any) -> None:
+            go.wait(10)
+            seen.extend(caller.id for caller in callers)
+            if seen == [THIEF]:
+                raise StateUnavailable("gone")
+
+    watching = Watching(Slow())  # type: ignore[arg-type]
+    rows = np.zeros((1, WIDTH), np.float32)
+    for name in (THIEF, PERSON):
+        watching.watch([who(name)], rows)
+    assert not seen
+    go.set()
+    watching.close()
+    assert seen == [THIEF, PERSON]
+
+
+def test_what_waits_to_be_told_is_bounded() -> None:
+    go = threading.Event()
+
+    class Stuck:
+        def watch(self, *_: Any) -> None:
+            go.wait(10)
+
+    watching = Watching(Stuck())  # type: ignore[arg-type]
+    batch = [who(PERSON)], np.zeros((1, WIDTH), np.float32)
+    for _ in range(MAX_WAITING_BATCHES):
+        watching.watch(*batch)
+    with suppress(StateUnavailable):
+        watching.watch(*batch)  # one may be in the hands of the thread
+    with pytest.raises(StateUnavailable):
+        watching.watch(*batch)
+    go.set()
+    watching.close()
 
 
 def test_a_ban_outlives_the_model_that_knew_of_it(make: Make, seal: Seal) -> None:

@@ -14,7 +14,7 @@ from vauban.errors import Overloaded, RequestError
 from vauban.hosts.triton.answers import Blocked
 from vauban.hosts.triton.encoder import VERDICT
 from vauban.hosts.triton.flow import GuardedFlow
-from vauban.hosts.triton.front import PROMPT, WINDOWS
+from vauban.hosts.triton.front import PROMPT
 from vauban.hosts.triton.output import Answer, Job, Jobs
 from vauban.hosts.triton.seal import Seal
 from vauban.mark import Sealer
@@ -35,14 +35,12 @@ class Models:
         self.go = asyncio.Event()
         self.go.set()
 
-    async def ask(self, model: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        if model == "guard_input":
-            prompt, windows = self._input(inputs, "")
-            return {PROMPT: prompt, WINDOWS: windows}
-        (answer,) = self._judge([inputs[WINDOWS]])
+    async def screen(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        prompt, windows = self._input(inputs, "")
+        (answer,) = self._judge([windows])
         if isinstance(answer, RequestError):
             raise answer
-        return {VERDICT: answer}
+        return {PROMPT: prompt, VERDICT: answer}
 
     async def stream(self, job: Job) -> AsyncGenerator[Answer, None]:
         self.jobs.append(job)
@@ -68,8 +66,16 @@ class Client:
         return self.gone
 
 
-def flow(seal: Seal, **sections: Any) -> GuardedFlow:
-    return GuardedFlow(Policy.model_validate(sections), seal, Jobs(seal, Sealer(SECRET)))
+class Flow(GuardedFlow):
+    """Sends also what is left to be sent, as the model does."""
+
+    async def serve(self, calls: Any, inputs: Any, send: Any, left: Any) -> None:
+        if last := await super().serve(calls, inputs, send, left):
+            await send(last)
+
+
+def flow(seal: Seal, **sections: Any) -> Flow:
+    return Flow(Policy.model_validate(sections), seal, Jobs(seal, Sealer(SECRET)))
 
 
 @pytest.fixture

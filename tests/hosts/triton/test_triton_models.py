@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from triton_fakes import CONTEXT, SECRET, completion
 
 from vauban.errors import ConfigError, PolicyError
 from vauban.hosts.triton.callers import BIND_VARIABLE
-from vauban.hosts.triton.render import Models, render
+from vauban.hosts.triton.render import STEPS, Models, render
 from vauban.hosts.triton.settings import parameters_of
 from vauban.mark import SECRET_VARIABLE
 from vauban.policy import Policy
@@ -44,7 +46,7 @@ def secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def server(repository: Path, model: Path, secret: None) -> Server:
+async def server(repository: Path, model: Path, secret: None) -> AsyncIterator[Server]:
     """All models, with the shipped encoder."""
     policy = Policy.model_validate({"audit": {"log": "off"}})
     parameters = {
@@ -52,9 +54,12 @@ def server(repository: Path, model: Path, secret: None) -> Server:
         "LLM_BACKEND": "python",
     }  # fmt: skip
     server = Server(repository)
-    for path in sorted(repository.glob("*/1/model.py")):
-        server.load(path.parents[1].name, parameters)
-    return server
+    for name in STEPS:
+        server.load(name, parameters)
+    yield server
+    for loaded in server.models.values():
+        if hasattr(loaded, "finalize"):
+            await asyncio.to_thread(loaded.finalize)  # it may wait for other models
 
 
 async def ask(server: Server, model: str, values: dict[str, Any]) -> list[Any]:
@@ -167,4 +172,18 @@ async def test_metrics_count_verdicts(server: Server) -> None:
     assert metrics._requests._family.metrics[labels].values == [1]
     assert len(metrics._score.values) == 1
     learned = server.models["guard_extraction"]._users._on_evidence.__self__
+    await asyncio.to_thread(server.models["guard_encoder"]._watching.close)
     assert len(learned._score.values) == 1
+
+
+async def test_a_model_that_ends_lets_go_of_its_metrics(server: Server) -> None:
+    """Freed after the backend's memory, they would end the process with a segmentation fault."""
+    await ask(server, "guarded_llm_bls", completion(INJECTION))
+    ending = dict(server.models)
+    server.models.clear()  # the fixture's own end finds none
+    families = server.utils.MetricFamily.there
+    assert {"vauban_requests_total", "vauban_extraction_score"} <= {one.name for one in families}
+    for model in ending.values():
+        if hasattr(model, "finalize"):
+            await asyncio.to_thread(model.finalize)
+    assert not list(families)

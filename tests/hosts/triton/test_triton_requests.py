@@ -75,6 +75,8 @@ def test_the_input_is_repeated_as_the_vllm_backend_does(
         {"messages": text("not json")},
         {"text_input": text("a"), "stream": np.array([1])},
         {"text_input": text("a"), "stream": np.array([True, False])},
+        {"text_input": text("a"), "return_logprobs": flag(True)},
+        {"text_input": text("a"), "return_cumulative_logprob": flag(True)},
         {"text_input": text("a"), "sampling_parameters": text("[]")},
         {"text_input": text("a"), "sampling_parameters": text('{"a":')},
         {"text_input": text("a"), "sampling_parameters": text('{"extra_args": 3}')},
@@ -86,6 +88,11 @@ def test_the_input_is_repeated_as_the_vllm_backend_does(
 def test_what_is_not_a_request_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises((MalformedRequest, RequestTooLarge)):
         read(**values)
+
+
+def test_what_is_not_told_may_be_declined() -> None:
+    declined = {"return_logprobs": flag(False), "return_cumulative_logprob": flag(False)}
+    assert read(text_input=text("hello"), **declined) == read(text_input=text("hello"))
 
 
 def test_a_request_over_the_limit_is_refused_before_it_is_read() -> None:

@@ -223,7 +223,7 @@ def test_what_tritons_openai_frontend_sends_is_served(triton: Any, stream: bool)
     client.send(
         text_input=PLAIN, stream=stream, exclude_input_in_output=True,
         sampling_parameters='{"max_tokens": 6, "temperature": 0.0, "ignore_eos": true}',
-        return_num_input_tokens=True, return_num_output_tokens=True,
+        return_num_input_tokens=True, return_num_output_tokens=True, return_logprobs=False,
     )  # fmt: skip
     responses = [client.got.get(timeout=120)]
     while not responses[-1].get_response().parameters["triton_final_response"].bool_param:
@@ -279,6 +279,9 @@ def test_a_step_called_alone_gives_nothing_away(triton: Any) -> None:
     read = client.infer("guard_input", tensors(text_input=PLAIN), headers=triton.headers)
     prompt, windows = read.as_numpy("prompt")[0], read.as_numpy("windows")[0]
     assert b"harbour" not in prompt + windows
+    screened = client.infer("guard_screen", tensors(text_input=PLAIN), headers=triton.headers)
+    found = [screened.as_numpy(name).item() for name in ("prompt", "verdict")]
+    assert not any(word in bundle for word in (b"harbour", b"clean") for bundle in found)
     for model, name in (("guard_encoder", "windows"), ("guard_llm", "prompt")):
         tensor = grpcclient.InferInput(name, [1, 1], "BYTES")
         for sealed in (b"forged", prompt if name == "windows" else windows):

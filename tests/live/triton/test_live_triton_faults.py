@@ -13,10 +13,15 @@ from typing import Any
 
 import pytest
 import tritonclient.grpc as grpcclient
-from test_live_triton import BLS, BOTH, ENSEMBLE, INJECTION, PLAIN, Stream, tensors
+from test_live_triton import BLS, BOTH, INJECTION, PLAIN, Stream, tensors
 from triton_canary import ECHO_CANARY
 
+from vauban.hosts.triton.render import ENSEMBLES
+
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+
+COMPOSED = (*ENSEMBLES, BLS)
+"""What is loaded again after one of its steps."""
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +98,7 @@ def test_unloading_under_load_gives_answers_or_errors(echo: Any, name: str) -> N
         counts = Counter(future.result() for future in running)
     assert counts[INJECTION, 200] == 0
     assert echo.ask(name, PLAIN).status_code != 200
-    for step in ("guard_encoder", ENSEMBLE, BLS):
+    for step in ("guard_encoder", *COMPOSED):
         assert echo.admin(f"{step}/load").status_code == 200
     assert until(lambda: echo.ask(name, PLAIN).status_code == 200)
     assert echo.ask(name, INJECTION).status_code == 400
@@ -114,9 +119,9 @@ def test_a_killed_step_is_an_error_and_never_a_pass(echo: Any, name: str, killed
     assert counts[INJECTION, 200] == 0
     assert echo.ask(name, INJECTION).status_code != 200
     # A name whose process died is loaded again by the operator, or by what watches its readiness.
-    for step in (killed, ENSEMBLE, BLS):
+    for step in (killed, *COMPOSED):
         echo.admin(f"{step}/unload")
-    for step in (killed, ENSEMBLE, BLS):
+    for step in (killed, *COMPOSED):
         assert until(lambda step=step: echo.admin(f"{step}/load").status_code == 200)
     assert until(lambda: echo.ask(name, PLAIN).status_code == 200)
 

@@ -13,7 +13,7 @@ from vauban.detectors.onnx import GraphElsewhere
 from vauban.errors import RequestError
 from vauban.hosts.triton.bls import GraphModel, UsersModel, Wire
 from vauban.hosts.triton.encoder import VERDICT, GuardEncoder
-from vauban.hosts.triton.extraction import Users
+from vauban.hosts.triton.extraction import Users, Watching
 from vauban.hosts.triton.front import WINDOWS
 from vauban.hosts.triton.metrics import TritonMetrics
 from vauban.hosts.triton.seal import Seal, server_secret
@@ -31,10 +31,12 @@ class TritonPythonModel:
             device = "cpu"
             elsewhere = GraphElsewhere(policy.encoder, GraphModel(pb_utils, graph))
         encoder = Encoder.load(policy.encoder, device, elsewhere)
-        metrics = TritonMetrics(pb_utils)
+        self._metrics = TritonMetrics(pb_utils)
         seal = Seal(server_secret())
-        users = Users(UsersModel(pb_utils), seal)
-        self._judge = GuardEncoder(policy, encoder.encode, seal, metrics.observe, users)
+        self._watching = Watching(Users(UsersModel(pb_utils), seal))
+        self._judge = GuardEncoder(
+            policy, encoder.encode, seal, self._metrics.observe, self._watching
+        )
         self._wire = Wire(pb_utils)
 
     def execute(self, requests):
@@ -42,6 +44,10 @@ class TritonPythonModel:
         rows = [self._wire.values(request)[WINDOWS].reshape(-1).tolist() for request in requests]
         answers = iter(self._judge([row for request in rows for row in request]))
         return [self._answer([next(answers) for _ in request]) for request in rows]
+
+    def finalize(self):
+        self._watching.close()
+        self._metrics.close()
 
     def _answer(self, judged):
         for one in judged:

@@ -1,8 +1,12 @@
 """guard_extraction: who explores the model, and how every user is treated. One for the server."""
 
 import json
+import os
 
 import triton_python_backend_utils as pb_utils
+
+# FAISS works on a row or a few at a time here: a second thread only waits for a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from vauban.errors import RequestError
 from vauban.hosts.triton.bls import Wire
@@ -16,13 +20,13 @@ class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         policy = policy_of(config)
-        metrics = UserMetrics(pb_utils)
+        self._metrics = UserMetrics(pb_utils)
         self._users = GuardExtraction(
             policy,
             Seal(server_secret()),
             instances=sum(int(group["count"]) for group in config.get("instance_group", [])),
-            on_evidence=metrics.observe,
-            on_transition=metrics.observe_transition,
+            on_evidence=self._metrics.observe,
+            on_transition=self._metrics.observe_transition,
         )
         self._wire = Wire(pb_utils)
         pb_utils.Logger.log_info(f"guard_extraction: {at_start(policy)}")
@@ -32,6 +36,7 @@ class TritonPythonModel:
 
     def finalize(self):
         self._users.close()
+        self._metrics.close()
 
     def _one(self, request):
         try:

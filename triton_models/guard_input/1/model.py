@@ -27,7 +27,8 @@ class TritonPythonModel:
         secret = server_secret()
         seal = Seal(secret)
         owners = Owners(Sealer(secret), policy.output)
-        users = Users(UsersModel(pb_utils), seal, policy.state.max_users)
+        state = policy.state
+        users = Users(UsersModel(pb_utils), seal, state.max_users, state.refresh_ms / 1000)
         self._read = GuardInput(policy, served, seal, owners, ENSEMBLE, users=users)
         self._wire = Wire(pb_utils)
 

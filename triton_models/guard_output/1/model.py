@@ -16,12 +16,15 @@ from vauban.hosts.triton.settings import policy_of
 class TritonPythonModel:
     def initialize(self, args):
         policy = policy_of(json.loads(args["model_config"]))
-        metrics = OutputMetrics(pb_utils, args["model_name"])
-        self._output = GuardOutput(policy, Seal(server_secret()), metrics.observe)
+        self._metrics = OutputMetrics(pb_utils, args["model_name"])
+        self._output = GuardOutput(policy, Seal(server_secret()), self._metrics.observe)
         self._wire = Wire(pb_utils)
 
     def execute(self, requests):
         return [self._one(request) for request in requests]
+
+    def finalize(self):
+        self._metrics.close()
 
     def _one(self, request):
         values = self._wire.values(request)

@@ -21,14 +21,17 @@ class TritonPythonModel:
         self._embedded = texts_of(config).get("LLM_BACKEND", "python") == "python"
         secret = server_secret()
         seal = Seal(secret)
-        metrics = OutputMetrics(pb_utils, args["model_name"])
+        self._metrics = OutputMetrics(pb_utils, args["model_name"])
         jobs = Jobs(seal, Sealer(secret))
-        self._flow = GuardedFlow(policy_of(config), seal, jobs, metrics.observe)
+        self._flow = GuardedFlow(policy_of(config), seal, jobs, self._metrics.observe)
         self._threads = Threads("guarded_llm_bls")
         self._wire = Wire(pb_utils)
 
     async def execute(self, requests):
         await asyncio.gather(*(self._one(request) for request in requests))
+
+    def finalize(self):
+        self._metrics.close()
 
     async def _one(self, request):
         sender = request.get_response_sender()
@@ -41,10 +44,10 @@ class TritonPythonModel:
                 pb_utils, request.parameters(), self._threads, embedded=self._embedded
             )
             inputs = self._wire.values(request)
-            await self._flow.serve(calls, inputs, send, sender.is_cancelled)
+            last = await self._flow.serve(calls, inputs, send, sender.is_cancelled)
         except (RequestError, StepFailed) as error:
             self._wire.end(sender, self._wire.failure(error))
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing may wait for ever
             self._wire.end(sender, self._wire.broken(error))
         else:
-            self._wire.end(sender)
+            self._wire.end(sender, self._wire.answer(last) if last else None)

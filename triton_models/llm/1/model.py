@@ -71,13 +71,13 @@ class TritonPythonModel:
     async def _serve(self, sender, values, salt, name):
         self._running[name] = asyncio.current_task()
         try:
-            await self._generate(sender, values, salt)
+            last = await self._generate(sender, values, salt)
         except asyncio.CancelledError:
             self._wire.end(sender)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing may wait for ever
             self._fail(sender, error)
         else:
-            self._wire.end(sender)
+            self._wire.end(sender, last)
         finally:
             self._running.pop(name, None)
 
@@ -91,6 +91,7 @@ class TritonPythonModel:
         self._wire.end(sender, pb_utils.InferenceResponse(error=found))
 
     async def _generate(self, sender, values, salt):
+        """Sends all but the last response, and gives that back."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -105,8 +106,12 @@ class TritonPythonModel:
         given = {"prompt": prompt, "cache_salt": salt} if salt else {"prompt": prompt}
         async for output in self._engine.generate(given, params, str(uuid.uuid4())):
             if sender.is_cancelled():
-                return
-            sender.send(self._wire.answer(self._answer(output, values, before)))
+                return None
+            response = self._wire.answer(self._answer(output, values, before))
+            if output.finished:
+                return response
+            sender.send(response)
+        return None
 
     @staticmethod
     def _answer(output, values, before):

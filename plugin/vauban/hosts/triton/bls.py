@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -21,14 +22,14 @@ from vauban.hosts.triton.answers import error_of
 from vauban.hosts.triton.callers import HEADERS
 from vauban.hosts.triton.extraction import ASKED, KNOWN
 from vauban.hosts.triton.output import Answer, Job
-from vauban.hosts.triton.render import GRAPH_INPUT, GRAPH_OUTPUTS, STEPS
+from vauban.hosts.triton.render import GRAPH_INPUT, GRAPH_OUTPUTS, SCREEN, SCREENED
 from vauban.hosts.triton.requests import OUTPUTS, read_parameters
 
 logger = logging.getLogger(__name__)
 
 LLM: Final = "llm"
-DONE_KEPT: Final = 512
-"""Calls of the LLM whose responses are kept a while; they are small."""
+KEEP_RESPONSES_S: Final = 2.0
+"""How long the responses to a call are kept after the last; the backend needs milliseconds."""
 EXTRACTION: Final = "guard_extraction"
 STEP_THREADS: Final = 128
 LLM_THREADS: Final = 256
@@ -98,9 +99,53 @@ class Threads:
     def __init__(self, name: str) -> None:
         self.steps = ThreadPoolExecutor(STEP_THREADS, f"{name}-steps")
         self.llm = ThreadPoolExecutor(LLM_THREADS, f"{name}-llm")
-        # The backend's own thread lets go of a call's responses some time after they came, and must
-        # not be the last to do so: it does not hold the interpreter's lock.
-        self.done: deque[Any] = deque(maxlen=DONE_KEPT)
+        self.kept = Kept()
+
+
+class Kept:
+    """Responses that were read to their end, held for `KEEP_RESPONSES_S`.
+
+    A process that dropped them at once died of a segmentation fault, freeing one, after some
+    thousand calls (Triton 2.51). The backend has a thread that lets go of them, too, a moment
+    later, and holds no lock of Python's when it is the last to do so.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._kept: deque[tuple[float, Any]] = deque()
+        self._lock = threading.Lock()
+
+    def add(self, responses: Any) -> None:
+        now = self._clock()
+        with self._lock:
+            self._kept.append((now, responses))
+            while self._kept[0][0] < now - KEEP_RESPONSES_S:
+                self._kept.popleft()
+
+
+class LlmCall:
+    """One call of the LLM. Its responses are read on a thread, to the end in any case: what
+    nobody reads the backend would keep for ever.
+
+    :param arrived: called on that thread with each response, and with None at the end.
+    """
+
+    def __init__(self, request: Any, kept: Kept, arrived: Callable[[Any], object]) -> None:
+        self._request = request
+        self._kept = kept
+        self._arrived = arrived
+        self.responses: Any = None
+
+    def read(self) -> None:
+        """:raises Exception: the backend's own, where the call could not be made."""
+        try:
+            # Comes with the first response.
+            self.responses = self._request.exec(decoupled=True)
+            for one in self.responses:
+                self._arrived(one)
+        finally:
+            self._kept.add(self.responses)
+            self._arrived(None)
 
 
 class TritonCalls:
@@ -121,14 +166,13 @@ class TritonCalls:
         self._threads = threads
         self._embedded = embedded
 
-    async def ask(self, model: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """One request, one response; each output has one element."""
-        step = STEPS[model]
+    async def screen(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What `guard_screen` says."""
         request = self._utils.InferenceRequest(
-            model_name=model,
-            requested_output_names=[name for name, _ in step.outputs],
-            inputs=self._wire.tensors(inputs, (1, 1) if step.batched else (1,)),
-            parameters=self._parameters if model == "guard_input" else {},
+            model_name=SCREEN,
+            requested_output_names=[name for name, _ in SCREENED],
+            inputs=self._wire.tensors(inputs, (1,)),
+            parameters=self._parameters,
         )
         response = await _wait(self._threads.steps, request.exec)
         if response.has_error():
@@ -146,28 +190,32 @@ class TritonCalls:
             request_id=name,
             parameters={SALT: job.salt} if job.salt and self._embedded else {},
         )
-        responses: Any = None
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Queue[Any] = asyncio.Queue()  # grows to an answer at most
+        call = LlmCall(
+            request,
+            self._threads.kept,
+            lambda one: loop.call_soon_threadsafe(arrived.put_nowait, one),
+        )
+        reading = loop.run_in_executor(self._threads.llm, call.read)
         ended = False
         try:
-            # Comes with the first response, so the client may leave here already.
-            found = await _wait(self._threads.llm, partial(request.exec, decoupled=True))
-            responses = iter(found)
-            while (
-                one := await _wait(self._threads.llm, partial(next, responses, None))
-            ) is not None:
+            while (one := await arrived.get()) is not None:
                 if one.has_error():
                     raise StepFailed(one.error())
                 answer = {t.name(): t.as_numpy().reshape(-1) for t in one.output_tensors()}
                 if answer:
                     yield {key: _plain(value) for key, value in answer.items()}
+            await reading
             ended = True
         finally:
             if not ended:
-                await self._cancel(responses, name)
+                reading.cancel()  # where no thread was free for it yet
+                await self._cancel(call, name)
 
-    async def _cancel(self, responses: Any, name: str) -> None:
-        if hasattr(responses, "cancel"):  # Triton from 25.04 on
-            responses.cancel()
+    async def _cancel(self, call: LlmCall, name: str) -> None:
+        if hasattr(call.responses, "cancel"):  # Triton from 25.04 on
+            call.responses.cancel()
         elif self._embedded:
             request = self._utils.InferenceRequest(
                 model_name=LLM,
@@ -175,7 +223,8 @@ class TritonCalls:
                 inputs=self._wire.tensors({"text_input": ""}, (1,)),
                 parameters={CANCEL: name},
             )
-            list(await _wait(self._threads.steps, partial(request.exec, decoupled=True)))
+            cancelling = LlmCall(request, self._threads.kept, lambda _: None)
+            await _wait(self._threads.steps, cancelling.read)
 
 
 async def _wait(pool: ThreadPoolExecutor, work: Callable[[], Any]) -> Any:

@@ -13,7 +13,7 @@ from vauban.detectors.windows import Windows
 from vauban.errors import MalformedRequest, RequestError, StateUnavailable
 from vauban.guard import Guard, encode_each
 from vauban.hosts.triton.answers import Blocked
-from vauban.hosts.triton.extraction import Users, Who
+from vauban.hosts.triton.extraction import Watching, Who
 from vauban.hosts.triton.front import WINDOWS
 from vauban.hosts.triton.seal import Bundle, Seal
 from vauban.policy import Policy
@@ -36,7 +36,7 @@ class GuardEncoder:
 
     :param encode: `Encoder.encode`.
     :param observe: called with every decision, for the host's metrics.
-    :param users: told of what was encoded for whom; None where nobody watches.
+    :param watching: told of what was encoded for whom; None where nobody watches.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class GuardEncoder:
         encode: Encode,
         seal: Seal,
         observe: Callable[[Decision], None],
-        users: Users | None = None,
+        watching: Watching | None = None,
     ) -> None:
         self._policy = policy
         self._digest = policy.digest
@@ -54,7 +54,7 @@ class GuardEncoder:
         self._encode = encode
         self._seal = seal
         self._observe = observe
-        self._users = users if policy.extraction.mode is not Mode.OFF else None
+        self._watching = watching if policy.extraction.mode is not Mode.OFF else None
         self._audit = AuditLog(policy.audit)
 
     def __call__(self, batch: Sequence[bytes]) -> list[bytes | RequestError]:
@@ -87,7 +87,7 @@ class GuardEncoder:
     def _tell(self, bundles: Sequence[Bundle], outcomes: Sequence[Encoded | Reason]) -> None:
         """Tell who asked what, of all requests in one call. Where that fails, `guard_input` will
         not learn how users are treated either, and the policy says what then."""
-        if self._users is None:
+        if self._watching is None:
             return
         seen = [
             (Who(**bundle.fields["caller"]), outcome.embedding)
@@ -97,9 +97,9 @@ class GuardEncoder:
         if not seen:
             return
         try:
-            self._users.watch([who for who, _ in seen], np.stack([row for _, row in seen]))
+            self._watching.watch([who for who, _ in seen], np.stack([row for _, row in seen]))
         except StateUnavailable:
-            logger.error("guard_extraction does not answer: %d requests unseen", len(seen))
+            logger.error("%d requests stay unseen: guard_extraction is too far behind", len(seen))
 
     def _open(self, sealed: bytes) -> tuple[Bundle, Windows] | RequestError:
         try:

@@ -9,11 +9,15 @@ Levels outlive the process in a shared store; the detector's windows do not.
 
 from __future__ import annotations
 
+import logging
 import math
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -30,9 +34,12 @@ from vauban.telemetry import AuditLog
 from vauban.treatment import Treatment
 from vauban.types import Evidence, Level, Mode, Principal, PrincipalKind, Reason
 
+logger = logging.getLogger(__name__)
+
 ASKED: Final = "asked"
 KNOWN: Final = "known"
 RETRY_AFTER_S: Final = 1.0
+MAX_WAITING_BATCHES: Final = 256
 
 Embeddings = NDArray[np.float32]
 """[requests, numbers], each of unit length."""
@@ -132,8 +139,10 @@ class Users:
     """`guard_extraction`, as the other models ask it. See `guard.Standings`.
 
     :param ask: gives it sealed bytes and gives back its answer; raises `StateUnavailable`.
-    :param max_users: of those who were not treated as everybody, how many are remembered for the
-        time when it does not answer.
+    :param max_users: how many standings are remembered, of those that are fresh, and of those who
+        were not treated as everybody, for the time when it does not answer.
+    :param fresh_s: how long a standing counts before it is asked for again. A request then waits
+        for it only now and then. Whoever is held or banned is asked for each time.
     """
 
     def __init__(
@@ -141,9 +150,12 @@ class Users:
         ask: Callable[[bytes], bytes],
         seal: Seal,
         max_users: int = 0,
+        fresh_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ask = ask
+        self._fresh_s = fresh_s
+        self._fresh: OrderedDict[str, tuple[float, Standing]] = OrderedDict()
         self._clock = clock
         self._silent_until = -math.inf
         self._seal = seal
@@ -152,6 +164,11 @@ class Users:
 
     def standing(self, principal_id: str) -> Standing:
         """:raises StateUnavailable: it does not answer."""
+        now = self._clock()
+        while self._fresh and next(iter(self._fresh.values()))[0] <= now - self._fresh_s:
+            self._fresh.popitem(last=False)
+        if principal_id in self._fresh:
+            return self._fresh[principal_id][1]
         answer = self._send(Bundle("", {"standing": principal_id}))
         level = Level(answer.fields.pop("level"))
         standing = Standing(principal_id, level, **answer.fields)
@@ -160,6 +177,8 @@ class Users:
             self._remembered[principal_id] = standing
             while len(self._remembered) > self._max_users:
                 self._remembered.popitem(last=False)
+        if level < Level.HELD and len(self._fresh) < self._max_users:
+            self._fresh[principal_id] = now, standing
         return standing
 
     def remembered(self, principal_id: str) -> Standing:
@@ -184,6 +203,34 @@ class Users:
             self._silent_until = self._clock() + RETRY_AFTER_S
             raise
         return self._seal.open(KNOWN, answer)
+
+
+class Watching:
+    """Tells `guard_extraction` of batches on a thread of its own: no verdict waits for it.
+
+    What can't be told is logged, without who it was. At most `MAX_WAITING_BATCHES` wait.
+    """
+
+    def __init__(self, users: Users) -> None:
+        self._users = users
+        self._thread = ThreadPoolExecutor(1, "watching")
+        self._room = threading.BoundedSemaphore(MAX_WAITING_BATCHES)
+
+    def watch(self, callers: Sequence[Who], embeddings: Embeddings) -> None:
+        """:raises StateUnavailable: too many batches wait already."""
+        if not self._room.acquire(blocking=False):
+            raise StateUnavailable("guard_extraction is too far behind")
+        telling = self._thread.submit(self._users.watch, callers, embeddings)
+        telling.add_done_callback(partial(self._told, len(callers)))
+
+    def close(self) -> None:
+        """End, once it was told of what waits."""
+        self._thread.shutdown()
+
+    def _told(self, requests: int, telling: Future[None]) -> None:
+        self._room.release()
+        if error := telling.exception():
+            logger.error("%d requests stay unseen: %s", requests, type(error).__name__)
 
 
 def at_start(policy: Policy) -> str:

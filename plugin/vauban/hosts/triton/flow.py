@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from vauban.errors import Overloaded
 from vauban.hosts.triton.encoder import VERDICT
-from vauban.hosts.triton.front import PROMPT, WINDOWS
+from vauban.hosts.triton.front import PROMPT
 from vauban.hosts.triton.output import Answer, Findings, GuardOutput, Job, Jobs, joined
 from vauban.hosts.triton.seal import Seal
 from vauban.policy import Policy
@@ -23,8 +23,8 @@ POLL_S: Final = 0.1
 class Calls(Protocol):
     """The other models. What they raise goes to the client as it is."""
 
-    async def ask(self, model: str, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """One request, one response."""
+    async def screen(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Input and encoder: the sealed prompt and verdict."""
 
     def stream(self, job: Job) -> AsyncGenerator[Answer, None]:
         """The LLM's responses; closing the iterator ends its work."""
@@ -51,8 +51,9 @@ class GuardedFlow:
         inputs: Mapping[str, Any],
         send: Callable[[Answer], Awaitable[None]],
         left: Callable[[], bool],
-    ) -> None:
-        """
+    ) -> Answer | None:
+        """The last of what the client gets, which `send` has not been called with.
+
         :param left: whether the client has gone.
         :raises RequestError: the request can't be served.
         """
@@ -60,7 +61,7 @@ class GuardedFlow:
             raise Overloaded("too many requests at once")
         self._free -= 1
         try:
-            await self._serve(calls, inputs, send, left)
+            return await self._serve(calls, inputs, send, left)
         finally:
             self._free += 1
 
@@ -70,14 +71,12 @@ class GuardedFlow:
         inputs: Mapping[str, Any],
         send: Callable[[Answer], Awaitable[None]],
         left: Callable[[], bool],
-    ) -> None:
-        read = await calls.ask("guard_input", inputs)
-        judged = await calls.ask("guard_encoder", {WINDOWS: read[WINDOWS]})
-        verdict = self._seal.open(VERDICT, judged[VERDICT])
+    ) -> Answer | None:
+        screened = await calls.screen(inputs)
+        verdict = self._seal.open(VERDICT, screened[VERDICT])
         if refusal := self._output.refusal(verdict):
-            await send(refusal)
-            return
-        job = self._jobs.open(read[PROMPT])
+            return refusal
+        job = self._jobs.open(screened[PROMPT])
         outgoing = self._output.outgoing(job.terms)
         stream = calls.stream(job)
         whole: list[Answer] = []
@@ -88,8 +87,8 @@ class GuardedFlow:
                     await send(whole.pop())
             if not outgoing.stopped and not left() and (rest := outgoing.end()):
                 whole.append(rest)
-            if whole and not left():  # what isn't streamed is one response, as clients expect
-                await send(joined(whole))
+            # What isn't streamed is one response, as clients expect.
+            return joined(whole) if whole and not left() else None
         finally:
             await stream.aclose()
             self._output.record(job.ticket, job.terms, outgoing)

@@ -17,7 +17,7 @@ from typing import Final
 
 import vauban
 from vauban.errors import ConfigError
-from vauban.hosts.triton.requests import OUTPUTS
+from vauban.hosts.triton.requests import OUTPUTS, UNSERVED
 from vauban.hosts.triton.settings import ENGINE_SECTIONS, engine_fields, for_engine, parameters_of
 from vauban.policy import Policy
 
@@ -26,9 +26,12 @@ LLM_BATCHES: Final = 4
 """Batches of the ensemble that wait for the LLM at once, each in a process of its own."""
 _TEXT, _BOOL, _COUNT = "TYPE_STRING", "TYPE_BOOL", "TYPE_UINT32"
 _OPTIONS: Final = tuple(name for name in OUTPUTS.values() if name)
+_TOLD: Final = (
+    ("stream", _BOOL), ("sampling_parameters", _TEXT), ("exclude_input_in_output", _BOOL),
+    *((name, _BOOL) for name in _OPTIONS),
+)  # fmt: skip
 _ASKED: Final = (
-    ("text_input", _TEXT), ("messages", _TEXT), ("stream", _BOOL), ("sampling_parameters", _TEXT),
-    ("exclude_input_in_output", _BOOL), *((name, _BOOL) for name in _OPTIONS),
+    ("text_input", _TEXT), ("messages", _TEXT), *_TOLD, *((name, _BOOL) for name in UNSERVED),
     ("principal", _TEXT),
 )  # fmt: skip
 _ANSWERED: Final = (
@@ -94,7 +97,7 @@ STEPS: Final[Mapping[str, Step]] = {
         settings=("LLM_BACKEND",),
     ),
     "llm": Step(
-        (_ASKED[0], *_ASKED[2:-1]),
+        (("text_input", _TEXT), *_TOLD),
         _ANSWERED,
         ENGINE_SECTIONS,
         optional=True,
@@ -105,6 +108,15 @@ STEPS: Final[Mapping[str, Step]] = {
 NOT_HERE: Final = ("tools",)
 """Sections that no model reads: a request to Triton's LLM names no tools, so it calls none."""
 ENSEMBLE: Final = "guarded_llm"
+SCREEN: Final = "guard_screen"
+SCREENED: Final[Tensors] = (("prompt", _TEXT), ("verdict", _TEXT))
+"""What `guard_screen` gives: what the LLM gets, and whether it may."""
+ENSEMBLES: Final[Mapping[str, tuple[tuple[str, ...], Tensors]]] = {
+    ENSEMBLE: (("guard_input", "guard_encoder", "guard_llm", "guard_output"), _ANSWERED),
+    SCREEN: (("guard_input", "guard_encoder"), SCREENED),
+}
+"""Steps and outputs. `guarded_llm`: encoder and LLM start side by side, and the answer waits for
+the verdict. `guard_screen`: the first two, for `guarded_llm_bls`, which so waits once for both."""
 GRAPH: Final = "guard_encoder_onnx"
 GRAPH_INPUT: Final = "ids"
 GRAPH_OUTPUTS: Final = ("scores", "embeddings")
@@ -166,9 +178,10 @@ def render(out: Path, policy: Policy, models: Models) -> None:
             _write_graph(out / GRAPH, policy)
         if models.backend is LlmBackend.VLLM:
             _write_vllm(out / "llm", policy, models)
-        (out / ENSEMBLE / "1").mkdir(parents=True, exist_ok=True)
-        (out / ENSEMBLE / "1" / ".keep").touch()
-        (out / ENSEMBLE / "config.pbtxt").write_text(ensemble_config())
+        for name in ENSEMBLES:
+            (out / name / "1").mkdir(parents=True, exist_ok=True)
+            (out / name / "1" / ".keep").touch()
+            (out / name / "config.pbtxt").write_text(ensemble_config(name))
     except OSError as error:
         raise ConfigError(f"{out}: {error.strerror}") from None
 
@@ -239,14 +252,15 @@ def config_of(name: str, policy: Policy, models: Models) -> str:
     return "\n".join(lines) + "\n"
 
 
-def ensemble_config() -> str:
-    """`guarded_llm`: encoder and LLM start side by side, and the answer waits for the verdict."""
-    lines = [f"# {ENSEMBLE}: written by `vauban triton render`.", 'platform: "ensemble"']
+def ensemble_config(ensemble: str) -> str:
+    """The `config.pbtxt` of one of `ENSEMBLES`."""
+    steps, outputs = ENSEMBLES[ensemble]
+    lines = [f"# {ensemble}: written by `vauban triton render`.", 'platform: "ensemble"']
     lines.append("max_batch_size: 0")
     lines += [_tensor("input", *item, optional=True) for item in _ASKED]
-    lines += [_tensor("output", *item, optional=False) for item in _ANSWERED]
+    lines += [_tensor("output", *item, optional=False) for item in outputs]
     lines.append("ensemble_scheduling {")
-    for name in ("guard_input", "guard_encoder", "guard_llm", "guard_output"):
+    for name in steps:
         step = STEPS[name]
         maps = [("input_map", key) for key, _ in step.inputs]
         maps += [("output_map", key) for key, _ in step.outputs]

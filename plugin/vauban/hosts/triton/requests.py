@@ -26,6 +26,8 @@ OUTPUTS: Final = {
     "num_output_tokens": "return_num_output_tokens",
 }
 """The outputs, and the input that asks for each; the text is always given."""
+UNSERVED: Final = ("return_logprobs", "return_cumulative_logprob")
+"""Inputs of that backend that clients may send as long as they are false."""
 
 Values = Mapping[str, NDArray[Any]]
 
@@ -71,6 +73,9 @@ def read_request(values: Values, max_bytes: int) -> Asked:
             "only a text_input that is not streamed can be repeated in the output",
             param="exclude_input_in_output",
         )
+    for name in UNSERVED:
+        if _flag(values, name):
+            raise MalformedRequest("log-probabilities are not served here", param=name)
     sampling = _sampling(_text(values, "sampling_parameters"))
     if stream and sampling.get("n") not in (None, 1):
         # The LLM sends the parts of all texts at the same place, so they could not be told apart.
