@@ -17,7 +17,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 LEVELS = [
     ["__init__", "errors", "types"],
     ["policy_base"],
-    ["policy_extraction", "policy_standing", "policy_tools"],
+    ["policy_console", "policy_extraction", "policy_standing", "policy_tools"],
     ["policy"],
     ["policy_sources"],
     ["text"],
@@ -31,6 +31,7 @@ LEVELS = [
         "telemetry",
         "standin",
         "mark",
+        "recent",
         "protocol",
         "scripted",
     ],

@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -28,6 +28,7 @@ from vauban.detectors.extraction.accumulated import SEGMENT, Accumulated
 from vauban.detectors.extraction.article import ARTICLE_BAN, article_score
 from vauban.detectors.extraction.campaign import MAX_RAISE, Campaign, Campaigns
 from vauban.detectors.extraction.index import SharedIndex
+from vauban.detectors.extraction.plane import Plane
 from vauban.detectors.extraction.profile import Profile
 from vauban.detectors.extraction.projection import FINE, Floats, Small
 from vauban.detectors.extraction.reference import NONE, Reference, Suspicion, tail_of
@@ -94,6 +95,7 @@ class ExtractionDetector:
         self._clock = clock
         self.reference = reference or Reference.load(policy.reference)
         self._cells = len(self.reference.projection.centres)
+        self._plane = Plane.of(self.reference.projection)
         self._index = SharedIndex(
             self.reference.projection.centres,
             policy.shared_queries,
@@ -135,6 +137,7 @@ class ExtractionDetector:
         numbers = np.array([caller.number for caller in callers], np.int64)
         found = self._index.add(small, numbers)
         fine = self.reference.projection.fine_cells(small, found.cells)
+        places = self._plane(small).round(3).tolist()
         evidence = []
         for row, (query, caller) in enumerate(zip(queries, callers, strict=True)):
             twins = found.twins[row]
@@ -146,7 +149,8 @@ class ExtractionDetector:
             due = caller.profile.add(small[row], int(fine[row]))
             if due:
                 self._judge(query.caller.id, caller)
-            evidence.append(caller.evidence)
+            x, y = places[row]
+            evidence.append(replace(caller.evidence, at=(x, y)))
         for query, caller in zip(queries, callers, strict=True):
             self._account(query.caller.id, caller)
         self._evict()
@@ -179,7 +183,7 @@ class ExtractionDetector:
         return True
 
     def vectors(self, caller: str) -> Small:
-        """int8 [n, 64]: a caller's kept queries, oldest first; for the map of the console."""
+        """int8 [n, 64]: a caller's kept queries, oldest first."""
         found = self._callers.get(caller)
         return found.profile.vectors() if found is not None else np.empty((0, 64), np.int8)
 
