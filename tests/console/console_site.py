@@ -61,7 +61,6 @@ class Running:
 
     def stop(self) -> None:
         self._server.should_exit = True
-        self._server.force_exit = True
         self._thread.join(START_S)
 
 

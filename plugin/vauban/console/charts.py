@@ -11,6 +11,8 @@ SCORES_HEIGHT: Final = 200
 MAP_SIZE: Final = 360
 _EDGE: Final = 12
 _AGES: Final = 4
+_AIR: Final = 1.15
+_LEAST_TOP: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +41,30 @@ def scores(points: Sequence[Mapping[str, float]], levels: Mapping[str, float]) -
     """None where there is nothing to draw."""
     if not points:
         return None
+    values = [point["score"] for point in points]
+    top = min(1.0, _AIR * max(*values, *levels.values(), _LEAST_TOP))
+
+    def height(score: float) -> float:
+        share = min(max(score / top, 0.0), 1.0)
+        return round(SCORES_HEIGHT - _EDGE - share * (SCORES_HEIGHT - 2 * _EDGE), 1)
+
     inner = SCORES_WIDTH - 2 * _EDGE
     step = inner / max(len(points) - 1, 1)
-    places = [(_EDGE + n * step, _height(p["score"])) for n, p in enumerate(points)]
+    places = [(_EDGE + n * step, height(value)) for n, value in enumerate(values)]
     path = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
     for x, y in places[1:]:
         path += f"H{x:.1f}V{y:.1f}"
     if len(places) == 1:
         path += f"h{inner}"
-    values = [point["score"] for point in points]
     return Scores(
         path=path,
-        bounds=tuple((name, _height(bound)) for name, bound in levels.items()),
+        bounds=tuple((name, height(bound)) for name, bound in levels.items()),
         last=values[-1],
         highest=max(values),
         queries=len(points),
         begins=points[0]["time"],
         ends=points[-1]["time"],
     )
-
-
-def _height(score: float) -> float:
-    return round(SCORES_HEIGHT - _EDGE - min(max(score, 0.0), 1.0) * (SCORES_HEIGHT - 2 * _EDGE), 1)
 
 
 def places(points: Sequence[Mapping[str, float]], cells: Sequence[Sequence[float]]) -> Map | None:

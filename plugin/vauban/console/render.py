@@ -46,6 +46,11 @@ def _path(text: str) -> Markup:
     return Markup(quote(str(text), safe=""))  # noqa: S704 - no character of HTML's is left
 
 
+def when(moment: str | None) -> str:
+    """A time of the server's, for people."""
+    return (moment or "").replace("T", " ").replace("Z", " UTC")
+
+
 def environment() -> Environment:
     made = Environment(
         loader=PackageLoader("vauban.console"),
@@ -55,7 +60,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"words": words, "path": _path}
+    made.filters |= {"words": words, "path": _path, "when": when}
     return made
 
 

@@ -81,7 +81,7 @@
       const text = await answer.text();
       if (answer.ok) {
         put(text);
-        document.getElementById("as-of").textContent = new Date().toISOString().slice(0, 19) + "Z";
+        document.getElementById("as-of").textContent = new Date().toISOString().slice(0, 19).replace("T", " ") + " UTC";
       }
       complain(answer.ok ? "" : text.trim());
     } catch {
