@@ -37,9 +37,7 @@ class Tab:
         self.page.on("console", self._note)
         self.page.on("pageerror", lambda error: self.refused.append(str(error)))
         self.dialogs: list[str] = []
-        self.page.on(
-            "dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss())
-        )
+        self.page.on("dialog", self._dismiss)
 
     def _dismiss(self, dialog: Dialog) -> None:
         self.dialogs.append(dialog.message)

@@ -56,7 +56,9 @@ MAY_IMPORT = {
     "triton_python_backend_utils": set(),
     "fastapi": {"hosts/vllm"},
     "typer": {"commands", "cli.py"},
-    "httpx": {"commands", "redteam"},
+    "httpx": {"commands", "console/guarded.py", "redteam"},
+    "uvicorn": {"commands/redteam_front.py", "console/serve.py", "redteam/relay.py"},
+    "jinja2": {"console/render.py", "text/template_probe.py"},
     "pyrit": {"redteam/pyrit_driver.py"},
     "scipy": {"redteam/statistics.py", "training"},
 }  # fmt: skip

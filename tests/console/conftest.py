@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,7 +34,9 @@ def make_site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
     with ExitStack() as stack:
 
         def make(**sections: Any) -> Site:
-            made = Site(tmp_path, **sections)
+            place = tmp_path / secrets.token_hex(4)
+            place.mkdir()
+            made = Site(place, **sections)
             stack.callback(made.close)
             return made
 
