@@ -1,4 +1,4 @@
-"""What the console's pages are made of, by itself: escaping, comparing, drawing, names, sessions."""
+"""What the console's pages are made of: escaping, comparing, drawing, names, sessions."""
 
 from __future__ import annotations
 
@@ -59,11 +59,9 @@ def test_nothing_of_the_arguments_is_left_out(value: Any) -> None:
 def test_a_comparison_holds_both_whole(old: Any, new: Any) -> None:
     earlier = approval({"it": old}, id="apr_0", state="released")
     (change,) = changes(approval({"it": new}), [earlier])
-    shown = {
-        mark: [line.text for line in change.lines if line.mark in mark] for mark in (" +", " -")
-    }
-    assert shown[" +"] == lines_of(canonical({"it": new}))
-    assert shown[" -"] == lines_of(canonical({"it": old}))
+    for marks, value in ((" +", new), (" -", old)):
+        shown = [line.text for line in change.lines if line.mark in marks]
+        assert shown == lines_of(canonical({"it": value}))
     assert change.against is earlier
 
 
@@ -135,8 +133,8 @@ def test_a_session_is_found_by_its_own_id_alone() -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"host": "0.0.0.0"}, "--public-url"), ({"host": "::", "tls": True}, "--public-url"),
-        ({"host": "0.0.0.0", "public_url": "http://console.example"}, "https"),
+        ({"host": "192.0.2.1"}, "--public-url"), ({"host": "::", "tls": True}, "--public-url"),
+        ({"host": "192.0.2.1", "public_url": "http://console.example"}, "https"),
         ({"host": "127.0.0.1", "public_url": "https://a.example/path"}, "https://NAME"),
         ({"host": "127.0.0.1", "public_url": "console.example"}, "https://NAME"),
         ({"host": "127.0.0.1", "public_url": "https://a:b"}, "https://NAME"),
@@ -151,7 +149,7 @@ def test_places_where_it_is() -> None:
     local = Place.at("127.0.0.1", 8088)
     assert local.hosts == {"127.0.0.1:8088", "localhost:8088", "[::1]:8088"}
     assert not local.encrypted
-    public = Place.at("0.0.0.0", 8088, public_url="https://Console.example:443/")
+    public = Place.at("192.0.2.1", 8088, public_url="https://Console.example:443/")
     assert "https://console.example" in public.origins
     assert public.encrypted
     assert (
