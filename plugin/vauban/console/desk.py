@@ -81,7 +81,10 @@ class Desk:
     # -- signing in and out ----------------------------------------------------------------------
 
     async def sign_in_page(self, request: Request) -> Response:
-        ended = read_query(request, "ended")["ended"]
+        try:
+            ended = read_query(request, "ended")["ended"]
+        except RequestError as error:
+            return self._not_in(f"{error.message}.", error.status)
         return self._html(Page("login.html", {"error": "", "ended": _ENDED if ended else ""}))
 
     async def sign_in(self, request: Request) -> Response:
@@ -137,13 +140,15 @@ class Desk:
         return self.sessions.find(found, acts=acts) if found else None
 
     def _signed_out(self, request: Request, to: str) -> Response:
-        if (found := request.cookies.get(self._cookie)) is not None:
-            self.sessions.end(found)
         # A redirect would be followed by the script, and leave the old page standing.
         answer = Response(status_code=401) if _is_part(request) else RedirectResponse(to, 303)
-        answer.delete_cookie(
-            self._cookie, path="/", secure=self._place.encrypted, httponly=True, samesite="strict"
-        )
+        found = request.cookies.get(self._cookie)
+        if found is not None:  # a link from another site sends none, and must not sign anybody out
+            self.sessions.end(found)
+            answer.delete_cookie(
+                self._cookie, path="/", secure=self._place.encrypted, httponly=True,
+                samesite="strict",
+            )  # fmt: skip
         return answer
 
     # -- pages -----------------------------------------------------------------------------------

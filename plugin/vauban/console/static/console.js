@@ -43,19 +43,24 @@
     settle();
   };
 
+  // How an element is found again once everything around it is new.
+  const finder = (element) => {
+    const { id, tagName, href } = element;
+    if (id) return () => document.getElementById(id);
+    if (href) return () => [...live.querySelectorAll("a")].find((a) => a.href === href);
+    const holder = element.closest("[id]").id;
+    return () => document.getElementById(holder)?.querySelector(tagName);
+  };
+
   const put = (text) => {
     if (text !== shown) {
       const made = new DOMParser().parseFromString(policy.createHTML(text), "text/html");
       const open = [...live.querySelectorAll("details[open][id]")].map((e) => e.id);
       const focused = live.contains(document.activeElement) ? document.activeElement : null;
-      const holder = focused && focused.closest("[id]");
+      const same = focused && finder(focused);
       live.replaceChildren(...made.body.childNodes);
       for (const id of open) document.getElementById(id)?.setAttribute("open", "");
-      if (focused) {
-        const again = holder && document.getElementById(holder.id);
-        const target = focused.id ? again : again?.querySelector(focused.tagName);
-        (target ?? document.getElementById("main")).focus({ preventScroll: true });
-      }
+      if (same) (same() ?? document.getElementById("main")).focus({ preventScroll: true });
       shown = text;
     }
     begin();
