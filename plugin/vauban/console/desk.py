@@ -141,7 +141,7 @@ class Desk:
 
     def _signed_out(self, request: Request, to: str) -> Response:
         # A redirect would be followed by the script, and leave the old page standing.
-        answer = Response(status_code=401) if _is_part(request) else RedirectResponse(to, 303)
+        answer = Response(status_code=401) if is_part(request) else RedirectResponse(to, 303)
         found = request.cookies.get(self._cookie)
         if found is not None:  # a link from another site sends none, and must not sign anybody out
             self.sessions.end(found)
@@ -157,13 +157,15 @@ class Desk:
         """A page for whoever is signed in, and what is shown when the server says no."""
 
         async def answer(request: Request) -> Response:
-            session = self._session(request, acts=not _is_part(request))
+            session = self._session(request, acts=not is_part(request))
             if session is None:
                 return self._signed_out(request, "/login")
             try:
                 found = await handler(request, session)
             except ServerDown as error:
                 why = f"The guarded server does not answer ({error})."
+                if request.method == "POST":
+                    why += " Look whether it was done before you try again."
                 return self._problem(request, session, why, 503)
             except ServerRefused as error:
                 if error.status == 401:
@@ -194,14 +196,14 @@ class Desk:
     def _html(
         self, page: Page, request: Request | None = None, session: Session | None = None
     ) -> Response:
-        is_part = request is not None and _is_part(request)
-        name = page.name.replace(".html", "_part.html") if is_part else page.name
+        as_part = request is not None and is_part(request)
+        name = page.name.replace(".html", "_part.html") if as_part else page.name
         values: dict[str, Any] = {
             "pages": [page[:2] for page in PAGES if session and page[2] in session.scopes],
             "here": request.url.path.split("/")[1] if request else "",
             "address": _address_of(request),
             "session": session,
-            "notice": session.take_notice() if session and not is_part else "",
+            "notice": session.take_notice() if session and not as_part else "",
             "refresh_s": self.policy.refresh_s,
             "asked_at": moment(time.time()),
             **page.values,
@@ -214,7 +216,7 @@ class _NotOwn(RequestError):
     code = "not_own_form"
 
 
-def _is_part(request: Request) -> bool:
+def is_part(request: Request) -> bool:
     return request.method == "GET" and PART_HEADER in request.headers
 
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from datetime import UTC, datetime
 from typing import Any, Final
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -16,7 +17,7 @@ from vauban.access.identity import PRINCIPAL_ID
 from vauban.access.scopes import APPROVE
 from vauban.console import charts
 from vauban.console.changes import changes
-from vauban.console.desk import Desk, Page
+from vauban.console.desk import Desk, Page, is_part
 from vauban.console.forms import read_query
 from vauban.console.guarded import ServerRefused
 from vauban.console.sessions import Session
@@ -77,7 +78,7 @@ class Pages:
         if act not in ("approve", "deny"):
             raise MalformedRequest("approve or deny")
         if not reason:
-            return await self._approval(request, session, "Give a reason.", 400)
+            return await self._approval(request, session, error="Give a reason.", status=400)
         try:
             told = await self._server.post(
                 session.key, "approvals", approval_id, act, reason=reason
@@ -85,23 +86,30 @@ class Pages:
         except ServerRefused as error:
             if error.status not in (400, 403):
                 raise
-            why = f"Nothing was changed: {error}."
-            return await self._approval(request, session, why, 409 if error.status == 403 else 400)
+            why, status = f"Nothing was changed: {error}.", 409 if error.status == 403 else 400
+            return await self._approval(request, session, reason, error=why, status=status)
         session.notice = f"{approval_id} is {told['state']}."
         return RedirectResponse(f"/approvals/{approval_id}", 303)
 
     async def _approval(
-        self, request: Request, session: Session, error: str = "", status: int = 200
+        self,
+        request: Request,
+        session: Session,
+        given: str = "",
+        *,
+        error: str = "",
+        status: int = 200,
     ) -> Page:
         approval_id = _approval_id(request)
         found = await self._server.get(session.key, "approvals", approval_id)
-        if "x-console-part" in request.headers and request.method == "GET":
+        if is_part(request):
             shown = []  # the calls of an approval never change
         else:
             others = await self._server.get(session.key, "approvals", limit=str(MOST_APPROVALS))
             shown = await asyncio.to_thread(changes, found, others["approvals"])
         values = {
             "approval": found, "left_s": _left_s(found), "changes": shown, "error": error,
+            "given": given,
             "own": found["caller"] == session.principal,
         }  # fmt: skip
         return Page("approval.html", values, status)
@@ -132,7 +140,7 @@ class Pages:
         if act not in ACTS:
             raise MalformedRequest("degrade, hold, ban or unban")
         if not reason:
-            return await self._user(request, session, "Give a reason.", 400)
+            return await self._user(request, session, error="Give a reason.", status=400)
         body: dict[str, Any] = {"reason": reason}
         if act in _LEVELS:
             body["level"] = _LEVELS[act]
@@ -146,19 +154,26 @@ class Pages:
         except ServerRefused as error:
             if error.status not in (400, 403):
                 raise
-            return await self._user(request, session, f"Nothing was changed: {error}.", 400)
+            why = f"Nothing was changed: {error}."
+            return await self._user(request, session, reason, error=why, status=400)
         session.notice = f"{user} is {told['level']} now."
         return RedirectResponse(_address_of(user), 303)
 
     async def _user(
-        self, request: Request, session: Session, error: str = "", status: int = 200
+        self,
+        request: Request,
+        session: Session,
+        given: str = "",
+        *,
+        error: str = "",
+        status: int = 200,
     ) -> Page:
         user = _principal_id(request.path_params["user"])
         told = await self._server.get(session.key, "users", user)
         queries = await self._server.get(session.key, "queries", user)
         points = queries["points"]
         values = {
-            "user": told, "error": error, "hours": HOURS, "charts": charts,
+            "user": told, "error": error, "given": given, "hours": HOURS, "charts": charts,
             "scores": charts.scores(points, queries["levels"]),
             "places": charts.places(points, queries["cells"]),
             "own": user == session.principal,
@@ -252,6 +267,4 @@ def _principal_id(text: str) -> str:
 
 
 def _address_of(user: str) -> str:
-    from urllib.parse import quote
-
     return f"/users/{quote(user, safe='')}"
