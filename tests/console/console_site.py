@@ -128,7 +128,7 @@ class Site:
         self._running = Running(server(self.app(self.port), "127.0.0.1", self.port))
 
     def app(self, port: int) -> Any:
-        guarded = GuardedServer(self.guarded.url, local=True, timeout_ms=5_000)
+        guarded = GuardedServer(self.guarded.url, local=True, timeout_ms=30_000)
         place = Place.at("127.0.0.1", port)
         return make_app(self.policy, guarded, place, lambda: time.monotonic() + self.offset_s)
 
