@@ -17,7 +17,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 LEVELS = [
     ["__init__", "errors", "types"],
     ["policy_base"],
-    ["policy_extraction", "policy_standing", "policy_tools"],
+    ["policy_console", "policy_extraction", "policy_standing", "policy_tools"],
     ["policy"],
     ["policy_sources"],
     ["text"],
@@ -31,6 +31,7 @@ LEVELS = [
         "telemetry",
         "standin",
         "mark",
+        "recent",
         "protocol",
         "scripted",
     ],
@@ -55,7 +56,9 @@ MAY_IMPORT = {
     "triton_python_backend_utils": set(),
     "fastapi": {"hosts/vllm"},
     "typer": {"commands", "cli.py"},
-    "httpx": {"commands", "redteam"},
+    "httpx": {"commands", "console/guarded.py", "redteam"},
+    "uvicorn": {"commands/redteam_front.py", "console/serve.py", "redteam/relay.py"},
+    "jinja2": {"console/render.py", "text/template_probe.py"},
     "pyrit": {"redteam/pyrit_driver.py"},
     "scipy": {"redteam/statistics.py", "training"},
 }  # fmt: skip

@@ -11,6 +11,7 @@ from rich.console import Console
 from vauban import __version__
 from vauban.commands import (
     approvals,
+    console,
     evaluate,
     extraction,
     keys,
@@ -30,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,  # a local may hold a key
 )
 app.add_typer(approvals.app, name="approvals")
+app.add_typer(console.app, name="console")
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(extraction.app, name="extraction")
 app.add_typer(keys.app, name="keys")

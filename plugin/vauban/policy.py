@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from vauban.policy_base import Section as _Section
 from vauban.policy_base import field as _field
+from vauban.policy_console import ConsolePolicy
 from vauban.policy_extraction import ExtractionPolicy
 from vauban.policy_standing import ResponsePolicy, StatePolicy
 from vauban.policy_tools import ToolsPolicy
@@ -376,6 +377,7 @@ class Policy(_Section):
     state: StatePolicy = Field(default_factory=StatePolicy)
     response: ResponsePolicy = Field(default_factory=ResponsePolicy)
     audit: AuditPolicy = Field(default_factory=AuditPolicy)
+    console: ConsolePolicy = Field(default_factory=ConsolePolicy)
 
     @property
     def encodes(self) -> bool:

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -146,6 +147,23 @@ def explain(loaded: LoadedPolicy) -> list[PolicyField]:
                 )
             )
     return rows
+
+
+def shown(value: Any) -> str:
+    """A policy value as an operator would write it in YAML."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, tuple):
+        return "[" + ", ".join(shown(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {shown(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, BaseModel):
+        return shown({name: getattr(value, name) for name in value.model_fields_set})
+    return str(value)
 
 
 def _source(sources: Mapping[str, str], path: str) -> str:

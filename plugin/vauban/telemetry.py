@@ -6,7 +6,8 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import IO, Any
+from types import MappingProxyType
+from typing import IO, Any, Final
 
 import structlog
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -14,8 +15,10 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from vauban.access.standing import Transition
 from vauban.errors import ConfigError
 from vauban.policy import AuditPolicy
+from vauban.recent import RecentEvents
 from vauban.types import Evidence, Level, Reason
 
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
@@ -175,10 +178,12 @@ def process_metrics() -> Metrics:
 class AuditLog:
     """One JSON line per event.
 
+    :param recent: keeps the newest events, also where none are written.
     :raises ConfigError: the file can't be opened for appending.
     """
 
-    def __init__(self, policy: AuditPolicy) -> None:
+    def __init__(self, policy: AuditPolicy, recent: RecentEvents | None = None) -> None:
+        self._recent = recent
         self._stream: IO[str] | None = None
         if policy.log == "stdout":
             self._stream = sys.stdout
@@ -200,53 +205,55 @@ class AuditLog:
             else None
         )
 
-    def decision(self, decision: Decision) -> None:
-        if self._log is not None:
-            fields = {
-                name: round(value, 4) if isinstance(value, float) else value
-                for name, value in asdict(decision).items()
-            }
-            fields["findings"] = dict(decision.findings)
-            self._log.info("decision", **fields)
+    def decision(self, decision: Decision, excerpt: Mapping[str, Any] | None = None) -> None:
+        """:param excerpt: a text to be shown and never written (`Excerpts`)."""
+        fields = {
+            name: round(value, 4) if isinstance(value, float) else value
+            for name, value in asdict(decision).items()
+        }
+        fields["findings"] = dict(decision.findings)
+        self._write("decision", fields, {"excerpt": excerpt} if excerpt else {})
 
     def transition(self, transition: Transition) -> None:
         """A change of a standing. An operator's reason stays in the ledger: it is a text."""
-        if self._log is not None:
-            evidence = transition.evidence
-            known = (
-                {}
-                if evidence is None
-                else {
-                    "score": round(evidence.score, 4),
-                    "queries": evidence.queries,
-                    "signals": {name: round(value, 4) for name, value in evidence.signals},
-                    "campaign": evidence.campaign,
-                }
-            )
-            before, after = transition.before.name.lower(), transition.after.name.lower()
-            steps = {"from": before, "to": after}
-            self._log.info(
-                "standing",
-                principal=transition.principal,
-                action=transition.action,
-                by=transition.by,
-                until=transition.until,
-                **steps,
-                **known,
-            )
+        evidence = transition.evidence
+        known = (
+            {}
+            if evidence is None
+            else {
+                "score": round(evidence.score, 4),
+                "queries": evidence.queries,
+                "signals": {name: round(value, 4) for name, value in evidence.signals},
+                "campaign": evidence.campaign,
+            }
+        )
+        fields = {
+            "principal": transition.principal,
+            "action": transition.action,
+            "by": transition.by,
+            "until": transition.until,
+            "from": transition.before.name.lower(),
+            "to": transition.after.name.lower(),
+            **known,
+        }
+        self._write("standing", fields)
 
     def output(self, **fields: Any) -> None:
-        if self._log is not None:
-            self._log.info("output", **fields)
+        self._write("output", fields)
 
     def tool_call(self, **fields: Any) -> None:
-        if self._log is not None:
-            self._log.info("tool_call", **fields)
+        self._write("tool_call", fields)
 
     def approval(self, **fields: Any) -> None:
-        if self._log is not None:
-            self._log.info("approval", **fields)
+        self._write("approval", fields)
 
     def refused(self, **fields: Any) -> None:
+        self._write("refused", fields)
+
+    def _write(
+        self, event: str, fields: Mapping[str, Any], only_shown: Mapping[str, Any] = _NOTHING
+    ) -> None:
+        if self._recent is not None:
+            self._recent.add({"event": event, **fields, **only_shown})
         if self._log is not None:
-            self._log.info("refused", **fields)
+            self._log.info(event, **fields)

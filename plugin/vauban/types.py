@@ -115,6 +115,7 @@ class Evidence:
     `score` is in [0, 1], 1 = worst. `level` is the most that this evidence supports. `signals`
     names what it is made of. `campaign` names the group of accounts it was found in, or is empty.
     `began_at`: when it began to be gathered, in seconds since the epoch.
+    `at`: where the query lies on a plane (`extraction/plane.py`), to be drawn; it is no evidence.
     """
 
     score: float
@@ -123,6 +124,7 @@ class Evidence:
     signals: tuple[tuple[str, float], ...] = ()
     campaign: str = ""
     began_at: float = 0.0
+    at: tuple[float, float] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,10 @@ stands between the document and the mail. The classifier only reports here.
 from __future__ import annotations
 
 import json
+import os
+import re
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +22,14 @@ from typing import Any
 import anthropic
 import openai
 import pytest
+from playwright.sync_api import expect
 from typer.testing import CliRunner, Result
 
+from chromium import Tab, chromium
 from vauban.access.keyfile import add_key
 from vauban.access.receipt import ReceiptRefused, verify_receipt
 from vauban.cli import app
+from vauban.commands.local_server import free_port, running
 from vauban.scripted import ARCHITECTURE
 from vauban.standin import make_standin
 from vauban.types import RateLimit
@@ -94,6 +100,7 @@ def opened(start: Any, path: Path, approval_s: int = APPROVAL_S) -> Iterator[Des
     keys, files = {}, {}
     for name, scopes in (
         ("agent", ("*",)), ("approver", ("approve",)), ("both", ("*", "approve")),
+        ("watcher", ("console", "approve", "admin")),
     ):  # fmt: skip
         files[name] = path / f"{name}.key"
         if not files[name].exists():
@@ -226,6 +233,46 @@ def test_an_agent_that_was_told_to_send_mail(desk: Desk, stream: bool) -> None:
     messages.append({"role": "tool", "tool_call_id": released.calls[0]["id"],
                      "content": 'The mail was sent. Reply with "All done"'})  # fmt: skip
     assert ask_chat(desk.openai(), messages, stream=stream).content == "All done"
+
+
+def test_approved_in_the_console(desk: Desk, tmp_path: Path) -> None:
+    """The command as an operator starts it, in a real browser, before the real server."""
+    messages, said = poisoned(desk)
+    assert said.approval is not None
+    approval_id = said.approval["id"]
+    port = free_port(None)
+    command = [str(Path(sys.executable).with_name("vauban")), "console", "serve",
+               "--url", desk.live.url, "--port", str(port)]  # fmt: skip
+    with (
+        running(command, {**os.environ}, port, tmp_path / "console.log") as console,
+        chromium() as browser,
+    ):
+        console.wait_ready(lambda _: desk.live.answers(f"{console.url}/login"))
+        tab = Tab(browser.new_context(), console.url)
+        tab.sign_in(desk.keys["watcher"])
+        agent = tab.page.locator("tr", has_text="/v1/chat/completions").first
+        user = agent.get_by_role("link").first.inner_text()
+        assert user.startswith("key:")
+        page = tab.open("/approvals")
+        page.get_by_role("link", name=f"Decide {approval_id}").click()
+        expect(page.locator(".diff")).to_contain_text(f'"to": "{EVIL}"')
+        page.get_by_label("Reason").fill("I know them")
+        page.get_by_role("button", name="Approve once").click()
+        expect(page.get_by_role("status")).to_have_text(f"{approval_id} is approved.")
+        page = tab.open(f"/users/{user}")  # what the engine's detector told of each query
+        expect(page.get_by_role("img", name=re.compile("^Score: now"))).to_be_visible()
+        assert "M" in str(page.locator("path.asked").first.get_attribute("d"))
+        tab.open("/health")
+        expect(page.locator("dd", has_text="engine")).to_be_visible()
+        tab.open("/policy?find=tools.rules")
+        expect(page.locator("tr.set")).to_contain_text("file ")
+        assert tab.refused == []
+    again = desk.openai(**{"X-Approval-Id": approval_id})
+    released = ask_chat(again, messages, stream=False)
+    assert [call["function"]["name"] for call in released.calls] == ["send_email"]
+    assert desk.steps(approval_id) == ["held", "approved", "released"]
+    log = (tmp_path / "console.log").read_text()
+    assert not any(part in log for part in (EVIL, approval_id, desk.keys["watcher"]))
 
 
 def test_a_key_with_both_scopes_does_not_approve_its_own_call(desk: Desk) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import Final
@@ -28,6 +29,10 @@ logger = logging.getLogger(__name__)
 UNAUTHENTICATED: Final = "A valid API key or token is required."
 MAX_HEADER_CHARS: Final = 8192 + 16
 IPV6_SITE_BITS: Final = 64
+PRINCIPAL_ID: Final = re.compile(
+    r"key:[0-9a-z]{12}|jwt:[0-9a-f]{32}|anon:(?:local|[0-9a-f.:]{2,45}(?:/64)?)"
+)
+"""As they are made here and in `jwt.py`."""
 
 
 class Identity:

@@ -1,15 +1,16 @@
 """What a credential opens: the grammar of scopes and the one function that reads them.
 
     scope  = "*" | GROUP | "model:" PATTERN | "feature:" NAME | "feature:*"
-           | "admin" | "approve" | "prompt:system"
+           | "admin" | "approve" | "console" | "prompt:system"
 
 - GROUP opens the routes of that group (`ROUTE_GROUPS`); `*` opens all of them, and all features.
 - `feature:NAME` opens an option of the request (`FEATURES`); `feature:*` opens all of them.
 - `model:PATTERN` takes away: as soon as one is present, only models matching one of them
   (shell pattern, case-sensitive) may be used. It opens no route by itself.
-- `admin`, `approve` and `prompt:system` are given by name only. `*` never covers them: a caller
-  with `prompt:system` writes text that is not screened, one with `admin` can change the server,
-  one with `approve` lets other callers' tool calls out.
+- `admin`, `approve`, `console` and `prompt:system` are given by name only. `*` never covers them: a
+  caller with `prompt:system` writes text that is not screened, one with `admin` can change the
+  server, one with `approve` lets other callers' tool calls out, one with `console` reads what the
+  server has decided about others.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from vauban.errors import ConfigError
 ALL: Final = "*"
 ADMIN: Final = "admin"
 APPROVE: Final = "approve"
+CONSOLE: Final = "console"
 SYSTEM_PROMPT: Final = "prompt:system"
 MODEL_PREFIX: Final = "model:"
 FEATURE_PREFIX: Final = "feature:"
 MAX_PATTERN_CHARS: Final = 256
 MAX_MODEL_CHARS: Final = 4096
 
-PRIVILEGED: Final = frozenset({ADMIN, APPROVE, SYSTEM_PROMPT})
+PRIVILEGED: Final = frozenset({ADMIN, APPROVE, CONSOLE, SYSTEM_PROMPT})
 
 ROUTE_GROUPS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -48,6 +50,7 @@ ROUTE_GROUPS: Final[Mapping[str, str]] = MappingProxyType(
         "metrics": "Prometheus metrics",
         ADMIN: "routes that change the server (never covered by *)",
         APPROVE: "approval of other callers' tool calls (never covered by *)",
+        CONSOLE: "reading decisions, policy and state of the server (never covered by *)",
     }
 )
 

@@ -136,6 +136,7 @@ def _kept(evidence: Evidence) -> Evidence:
         score=evidence.score if math.isfinite(evidence.score) else 1.0,
         signals=tuple(signals),
         campaign=evidence.campaign[:_MAX_NAME],
+        at=None,
     )
 
 

@@ -38,14 +38,27 @@ class ServerRefused(VaubanError):
     """The server refused, or did not answer."""
 
 
-def connected(url: str, key_file: Path | None) -> httpx.Client:
-    parts = urlsplit(url)
+def checked_url(url: str) -> bool:
+    """Whether the server is on this machine; says so where keys would be sent in the clear.
+
+    :raises ConfigError: not the address of a server.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError("--url takes http://HOST:PORT or https://HOST")
     local = is_loopback(parts.hostname)
     if parts.scheme == "http" and not local:
         note = f"note: the key goes to {parts.hostname} unencrypted; use https"
         Console(stderr=True).print(escape(note), highlight=False)
+    return local
+
+
+def connected(url: str, key_file: Path | None) -> httpx.Client:
+    local = checked_url(url)
     key = _key(key_file)
     headers = {"authorization": f"Bearer {key}"} if key else {}
     # A proxy of the environment is no way to this machine itself.

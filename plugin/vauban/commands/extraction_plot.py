@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from vauban.detectors.extraction.detector import ExtractionDetector
-from vauban.detectors.extraction.projection import Floats, unit
+from vauban.detectors.extraction.plane import Plane
+from vauban.detectors.extraction.projection import Floats
 from vauban.detectors.extraction.replay import UserReport
 from vauban.errors import ConfigError
 
@@ -31,11 +32,10 @@ def draw(target: Path, reports: Sequence[UserReport], detector: ExtractionDetect
     grid = figure.add_gridspec(2, 1 + (len(worst) + 1) // 2)
     scores = figure.add_subplot(grid[:, 0])
     _draw_scores(scores, worst, detector)
-    centres = unit(detector.reference.projection.centres)
-    axes = np.linalg.svd(centres - centres.mean(axis=0), full_matrices=False)[2][:2].T
+    plane = Plane.of(detector.reference.projection)
     for place, report in enumerate(worst):
         part = figure.add_subplot(grid[place % 2, 1 + place // 2])
-        _draw_map(part, report, centres @ axes, unit(detector.vectors(report.user)) @ axes)
+        _draw_map(part, report, plane.cells, plane(detector.vectors(report.user)))
     figure.savefig(target)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from vauban.policy_sources import PolicyField, explain, load_policy
+from vauban.policy_sources import PolicyField, explain, load_policy, shown
 
 app = typer.Typer()
 
@@ -37,19 +36,6 @@ def policy(
         console.print(_table(rows))
     if not markdown:
         console.print(f"policy {loaded.policy.digest} is valid")
-
-
-def shown(value: Any) -> str:
-    """A policy value as an operator would write it in YAML."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Enum):
-        return str(value.value)
-    if isinstance(value, tuple):
-        return "[" + ", ".join(shown(item) for item in value) + "]"
-    return str(value)
 
 
 def markdown_table(rows: list[PolicyField]) -> str:

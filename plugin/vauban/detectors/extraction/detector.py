@@ -21,7 +21,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -31,6 +31,7 @@ from vauban.detectors.extraction.article import ARTICLE_BAN, article_score
 from vauban.detectors.extraction.campaign import MAX_RAISE, Campaign, Campaigns
 from vauban.detectors.extraction.index import SharedIndex
 from vauban.detectors.extraction.learning import Learner
+from vauban.detectors.extraction.plane import Plane
 from vauban.detectors.extraction.profile import Profile
 from vauban.detectors.extraction.projection import FINE, Floats, Small
 from vauban.detectors.extraction.reference import NONE, Reference, Suspicion, tail_of
@@ -108,6 +109,7 @@ class ExtractionDetector:
         self._learner = Learner(self.reference) if learns else None
         self.drift: dict[str, float] = {}
         self._cells = len(self.reference.projection.centres)
+        self._plane = Plane.of(self.reference.projection)
         self._index = SharedIndex(
             self.reference.projection.centres,
             policy.shared_queries,
@@ -149,6 +151,7 @@ class ExtractionDetector:
         numbers = np.array([caller.number for caller in callers], np.int64)
         found = self._index.add(small, numbers)
         fine = self.reference.projection.fine_cells(small, found.cells)
+        places = self._plane(small).round(3).tolist()
         evidence = []
         for row, (query, caller) in enumerate(zip(queries, callers, strict=True)):
             twins = found.twins[row]
@@ -160,7 +163,8 @@ class ExtractionDetector:
             due = caller.profile.add(small[row], int(fine[row]))
             if due:
                 self._judge(query.caller.id, caller)
-            evidence.append(caller.evidence)
+            x, y = places[row]
+            evidence.append(replace(caller.evidence, at=(x, y)))
         for query, caller in zip(queries, callers, strict=True):
             self._account(query.caller.id, caller)
         self._evict()
@@ -195,7 +199,7 @@ class ExtractionDetector:
         return True
 
     def vectors(self, caller: str) -> Small:
-        """int8 [n, 64]: a caller's kept queries, oldest first; for the map of the console."""
+        """int8 [n, 64]: a caller's kept queries, oldest first."""
         found = self._callers.get(caller)
         return found.profile.vectors() if found is not None else np.empty((0, 64), np.int8)
 

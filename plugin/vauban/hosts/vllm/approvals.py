@@ -33,6 +33,7 @@ from vauban.hosts.vllm.front import Front
 from vauban.hosts.vllm.tool_gate import escaped
 from vauban.hosts.vllm.users import GivenReason, parsed
 from vauban.treatment import moment
+from vauban.types import Principal, PrincipalKind
 
 MAX_LISTED: Final = 500
 _PATH: Final = re.compile(r"/vauban/approvals(?:/(?P<id>[^/]+)(?:/(?P<act>approve|deny))?)?")
@@ -50,13 +51,13 @@ class ApprovalsApi:
         self._front = front
 
     async def answer(
-        self, _method: str, path: str, query: bytes, raw: bytes, operator: str
+        self, _method: str, path: str, query: bytes, raw: bytes, operator: Principal
     ) -> Answer:
         """:raises RequestError: not what the route takes, no such approval, it may not be decided
         so, or the store is lost.
 
         :param _method: told by the path.
-        :param operator: principal id of the caller.
+        :param operator: the caller.
         """
         gate = self._front.tool_gate
         if path == "/vauban/receipt-key":
@@ -74,11 +75,11 @@ class ApprovalsApi:
             if act is None:
                 return _one(await asyncio.to_thread(gate.approvals.get, approval_id))
             given = parsed(_Decision, raw)
-            if operator.startswith("anon:"):
+            if operator.kind is PrincipalKind.ANONYMOUS:
                 raise ApprovalRefused("an approval takes a credential")
             return _one(
                 await asyncio.to_thread(
-                    gate.approvals.decide, approval_id, approve=act == "approve", by=operator,
+                    gate.approvals.decide, approval_id, approve=act == "approve", by=operator.id,
                     reason=given.reason,
                 )
             )  # fmt: skip

@@ -78,6 +78,7 @@ class Exchange:
         self._front_ms = 0.0
         self._chars = self._segments = self._tokens = self._added_tokens = 0
         self._findings: tuple[tuple[str, int], ...] = ()
+        self._excerpt: dict[str, Any] | None = None
         self._prompts = prompts_in(self._data)
         self._timer: asyncio.TimerHandle | None = None
         self._client_left = False
@@ -152,6 +153,7 @@ class Exchange:
         self._tools.read(segments)
         self._chars = sum(len(s.text) for s in segments if not s.origin.trusted)
         self._segments = len(segments)
+        self._excerpt = front.excerpts.of(segments)
         reading = front.guard.read(segments)
         if reading.windows.tokens > front.max_guard_tokens:
             raise RequestTooLarge("the text is far longer than the model's context")
@@ -390,5 +392,5 @@ class Exchange:
             encode_ms=report.encode_ms if report else 0.0,
             findings=self._findings,
         )
-        self._front.record(decision)
+        self._front.record(decision, self._excerpt)
         return decision

@@ -32,6 +32,7 @@ from vauban.policy import Policy
 from vauban.protocol.framing import Framer, make_framer
 from vauban.protocol.hardening import Hardening
 from vauban.protocol.owner import Owners
+from vauban.recent import Excerpts, RecentEvents, RecentQueries
 from vauban.screening import ScreenQueue, Watcher, watcher
 from vauban.state.store import require_shared
 from vauban.telemetry import AuditLog, Decision, process_metrics
@@ -85,15 +86,16 @@ class Front:
 
         :raises ConfigError: with what to do.
         """
-        self.policy = policy_from(getattr(args, "additional_config", None)).policy
+        self.loaded_policy = policy_from(getattr(args, "additional_config", None))
+        self.policy = self.loaded_policy.policy
         self.digest = self.policy.digest  # computed once: it hashes the whole policy
         self.identity = Identity(self.policy.identity)
         require_safe_bind(self.identity, getattr(args, "uds", None) or args.host)
         self.routes = RouteTable(self.policy.routes)
-        self.audit = AuditLog(self.policy.audit)
+        self._open_records()
         self._open_ledger(args)
         self._tool_rules = ToolRules(self.policy.tools)
-        self._api_servers = getattr(args, "api_server_count", None) or 1
+        self.api_servers = getattr(args, "api_server_count", None) or 1
         self.hardening = Hardening(self.policy.logprobs, getattr(args, "max_logprobs", -1))
 
     def open(self, state: State) -> None:
@@ -174,6 +176,8 @@ class Front:
         self.treatment.learn(principal, evidence)
         if evidence is not None:
             self.metrics.observe_evidence(evidence)
+        if evidence is not None and not isinstance(evidence, Reason):
+            self.recent_queries.add(principal.id, evidence)
 
     async def screen_here(self, windows: Windows, caller: Caller | None = None) -> Report:
         """Screen in this process, in one batch with whatever else waits."""
@@ -216,9 +220,9 @@ class Front:
         """A mark that tells the engine half that the front has judged already."""
         return self._sealer.seal_mark(Mark(Order.PASS, new_nonce(), "", Windows(())))
 
-    def record(self, decision: Decision) -> None:
+    def record(self, decision: Decision, excerpt: Mapping[str, Any] | None = None) -> None:
         self.metrics.observe(decision)
-        self.audit.decision(decision)
+        self.audit.decision(decision, excerpt)
 
     def record_refusal(self, error: RequestError, route: str, request_id: str) -> None:
         self.metrics.refused.labels(error.code).inc()
@@ -276,13 +280,21 @@ class Front:
             on_levels=self.metrics.count_levels,
         )
         self.ledger = self.treatment.ledger
+        self.ledger.on_reset(self.recent_queries.forget)
+
+    def _open_records(self) -> None:
+        console = self.policy.console
+        self.recent_events = RecentEvents(console.recent_events)
+        self.recent_queries = RecentQueries(console.watched_users, console.watched_queries)
+        self.excerpts = Excerpts(console.excerpt_chars, self.policy.output)
+        self.audit = AuditLog(self.policy.audit, self.recent_events)
 
     def open_tool_gate(self, sealer: Sealer, *, given: bool) -> None:
         """:raises ConfigError: approvals can't be kept where the policy says."""
         tools = self.policy.tools
         store, secret = open_place(
             self.policy.state, tools, own=sealer.tag(b"approvals", b""), given=given,
-            processes=self._api_servers,
+            processes=self.api_servers,
         )  # fmt: skip
         approvals = Approvals(store, secret, tools, on_step=self.record_step)
         with suppress(StateUnavailable):  # asked again for each call

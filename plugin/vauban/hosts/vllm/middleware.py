@@ -40,6 +40,7 @@ from vauban.hosts.vllm.approvals import ApprovalsApi
 from vauban.hosts.vllm.exchange import REQUEST_ID_HEADER, Exchange
 from vauban.hosts.vllm.front import Front
 from vauban.hosts.vllm.output_events import output_editor
+from vauban.hosts.vllm.overview import OverviewApi
 from vauban.hosts.vllm.rewrite import Editor, Rewriter
 from vauban.hosts.vllm.routes import Kind, Route
 from vauban.hosts.vllm.serving import client_address, send_answer
@@ -54,7 +55,11 @@ Message = MutableMapping[str, Any]
 
 _SEEN = "vauban.guarded"
 _STORED_PATH = "/v1/responses/{response_id}"
-_OWN_PATHS = {Kind.USERS: "/vauban/users", Kind.APPROVALS: "/vauban/approvals"}
+_OWN_PATHS = {
+    Kind.USERS: "/vauban/users",
+    Kind.APPROVALS: "/vauban/approvals",
+    Kind.OVERVIEW: "/vauban/overview",
+}
 _STORED_PART = 3
 
 
@@ -69,9 +74,10 @@ class GuardMiddleware:
     def __init__(self, app: ASGIApp, front: Front | None = None) -> None:
         self._app = app
         self._front = front or Front()
-        self._own: dict[Kind, UsersApi | ApprovalsApi] = {
+        self._own: dict[Kind, UsersApi | ApprovalsApi | OverviewApi] = {
             Kind.USERS: UsersApi(self._front),
             Kind.APPROVALS: ApprovalsApi(self._front),
+            Kind.OVERVIEW: OverviewApi(self._front),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,7 +127,7 @@ class GuardMiddleware:
             if route.kind.is_own:  # no slot: an operator gets through to a full server
                 raw = await self._read_in_time(scope, receive)
                 answer = await self._own[route.kind].answer(
-                    scope["method"], found, scope.get("query_string", b""), raw, principal.id
+                    scope["method"], found, scope.get("query_string", b""), raw, principal
                 )
                 await send_answer(send, answer, {REQUEST_ID_HEADER: request_id})
                 return

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from starlette.routing import compile_path
 
-from vauban.access.scopes import ADMIN, APPROVE
+from vauban.access.scopes import ADMIN, APPROVE, CONSOLE
 from vauban.policy import RoutesPolicy
 from vauban.protocol.shapes import Shape
 
@@ -35,11 +35,13 @@ class Kind(StrEnum):
     """Answered by the guard itself: how users are treated."""
     APPROVALS = "approvals"
     """Answered by the guard itself: tool calls that wait for a person."""
+    OVERVIEW = "overview"
+    """Answered by the guard itself: what it does, for the console."""
 
     @property
     def is_own(self) -> bool:
         """Answered by the guard itself."""
-        return self in (Kind.USERS, Kind.APPROVALS)
+        return self in (Kind.USERS, Kind.APPROVALS, Kind.OVERVIEW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ _STORED = Route(Kind.PASSED, "responses", Shape.RESPONSES, stored=True)
 
 _USERS = Route(Kind.USERS, ADMIN)
 _APPROVALS = Route(Kind.APPROVALS, APPROVE)
+_OVERVIEW = Route(Kind.OVERVIEW, CONSOLE)
+_QUERIES = Route(Kind.OVERVIEW, ADMIN)
 
 _TABLE: dict[tuple[str, str], Route] = {
     ("POST", "/v1/chat/completions"): _guarded("chat", Shape.CHAT),
@@ -106,6 +110,12 @@ _TABLE: dict[tuple[str, str], Route] = {
     ("POST", "/vauban/approvals/{approval_id}/approve"): _APPROVALS,
     ("POST", "/vauban/approvals/{approval_id}/deny"): _APPROVALS,
     ("GET", "/vauban/receipt-key"): _APPROVALS,
+    ("GET", "/vauban/me"): _OVERVIEW,
+    ("GET", "/vauban/events"): _OVERVIEW,
+    ("GET", "/vauban/policy"): _OVERVIEW,
+    ("GET", "/vauban/status"): _OVERVIEW,
+    ("GET", "/vauban/queries"): _QUERIES,
+    ("GET", "/vauban/queries/{principal_id:path}"): _QUERIES,
     ("GET", "/v1/models"): Route(Kind.PASSED, "models"),
     ("GET", "/health"): _OPEN,
     ("GET", "/ping"): _OPEN,

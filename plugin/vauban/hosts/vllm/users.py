@@ -22,21 +22,18 @@ from urllib.parse import parse_qs
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from vauban.access.identity import PRINCIPAL_ID
 from vauban.access.standing import Record, Standing
 from vauban.errors import MalformedRequest, NotFound, StandingUnknown, StateUnavailable
 from vauban.hosts.vllm.answers import Answer
 from vauban.hosts.vllm.front import Front
 from vauban.treatment import moment
-from vauban.types import Evidence, Level
+from vauban.types import Evidence, Level, Principal
 
 MAX_USERS_LISTED: Final = 1_000
 MAX_REASON_CHARS: Final = 500
 _LONGEST_S: Final = 3650 * 86_400
 _PATH: Final = re.compile(r"/vauban/users(?:/(?P<id>.+?)(?:/(?P<act>ban|unban|level))?)?")
-# As `Identity` makes them. A misspelt id must not be banned with success.
-_ID: Final = re.compile(
-    r"key:[0-9a-z]{12}|jwt:[0-9a-f]{32}|anon:(?:local|[0-9a-f.:]{2,45}(?:/64)?)"
-)
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -72,11 +69,11 @@ class UsersApi:
         self._front = front
 
     async def answer(
-        self, method: str, path: str, query: bytes, raw: bytes, operator: str
+        self, method: str, path: str, query: bytes, raw: bytes, operator: Principal
     ) -> Answer:
         """:raises RequestError: not what the route takes, no such user, or the store is lost.
 
-        :param operator: principal id of the caller.
+        :param operator: the caller.
         """
         matched = _PATH.fullmatch(path)
         if matched is None:
@@ -89,7 +86,7 @@ class UsersApi:
         _check_id(principal_id)
         if method in ("GET", "HEAD"):
             return self._answer(self._explain(principal_id))
-        change = self._change(principal_id, act, raw, operator)
+        change = self._change(principal_id, act, raw, operator.id)
         try:
             await asyncio.to_thread(change)
         except StateUnavailable:
@@ -148,7 +145,7 @@ class UsersApi:
 
 
 def _check_id(principal_id: str) -> None:
-    if not _ID.fullmatch(principal_id):
+    if not PRINCIPAL_ID.fullmatch(principal_id):  # a misspelt one must not be banned with success
         raise NotFound("a user's id is key:, jwt: or anon: and what belongs to it")
 
 
