@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class Measure:
     at_least: float | None = None
     lower_is_better: bool = True
     note: str = ""
+    tags: Mapping[str, Any] = field(default_factory=dict)
+    """What the name says, for programs: the arm, the number of clients, ..."""
 
     @property
     def value(self) -> float:

@@ -1,0 +1,171 @@
+"""What the guard costs under load, by vLLM's own benchmark client, beside what stands in front.
+
+Arms, each a real server, measured in turns so that drift hits all of them; the servers that are not
+measured are stopped (SIGSTOP) meanwhile:
+
+- off: vLLM in whose environment vauban is not installed;
+- on, monitor: the same vLLM with the guard, everything on by default but the threshold;
+- proxy: a forwarding proxy in front of `off` that asks a server with the same encoder first, which
+  judges all that wait in one batch;
+- llm-guard: the same proxy, asking llm-guard's PromptInjection scanner with the same encoder.
+
+Loads: closed loop with more and more clients, longer and longer prompts, attacks among the prompts,
+and open loop (Poisson arrivals).
+
+python -m benchmarks.serving [--quick] [--repeats N] [--lock FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.client import OUTPUT_TOKENS, Load, Sent, send
+from benchmarks.load import closed_loop
+from benchmarks.prompts import prompts
+from benchmarks.results import Result
+from benchmarks.serving_arms import BLOCK_AT, GUARDED, OFF, POLICIES, arms
+from benchmarks.serving_measures import TOKENS, Cell, Taken, measures, notes
+from benchmarks.stages import Stages, between, scrape
+from benchmarks.vs_proxy import Arm, alone
+from rich.console import Console
+
+from vauban.standin import load_tokenizer, make_standin
+
+CLIENTS = 8
+_COUNTS = {1: 12, 8: 32, 32: 64}
+_LENGTHS = {64: 8, 512: 4, 2048: 3, 8192: 2}
+GRID = (
+    *(Cell(TOKENS, Load(clients=clients), count) for clients, count in _COUNTS.items()),
+    *(Cell(tokens, Load(clients=1), count) for tokens, count in _LENGTHS.items()),
+    *(Cell(TOKENS, Load(clients=CLIENTS), 40, attacks) for attacks in (0.1, 0.5)),
+    Cell(TOKENS, Load(rate=2), 16),
+    Cell(TOKENS, Load(rate=6), 48),
+)
+QUICK_GRID = (
+    Cell(TOKENS, Load(clients=1), 4),
+    Cell(TOKENS, Load(clients=CLIENTS), 16),
+    Cell(512, Load(clients=1), 2),
+    Cell(TOKENS, Load(clients=CLIENTS), 16, 0.5),
+    Cell(TOKENS, Load(rate=4), 12),
+)
+NOBODY = Arm("", ())
+
+
+@dataclass
+class Turns:
+    """The right to keep the machine busy, shared by a lock on a file.
+
+    It is given up between two repeats when another one would take it beyond `LONGEST_S`.
+    """
+
+    LONGEST_S = 340.0
+
+    path: Path | None
+    _since: float = 0.0
+    _repeat_s: float = LONGEST_S
+
+    def __post_init__(self) -> None:
+        self._file = self.path.open("a") if self.path else None
+
+    def take(self) -> None:
+        if self._file is not None:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._since = time.monotonic()
+
+    def next_repeat(self) -> None:
+        if self._file and time.monotonic() - self._since + self._repeat_s > self.LONGEST_S:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            time.sleep(1)  # whoever waits comes first
+            self.take()
+
+    @contextlib.contextmanager
+    def repeat(self) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._repeat_s = time.monotonic() - started
+
+
+class Bench:
+    def __init__(self, found: dict[str, Arm], model: Path, scratch: Path) -> None:
+        self._arms, self._model, self._scratch = found, model, scratch
+        self._tokenizer: Any = load_tokenizer(model)
+        servers = {id(server): server for arm in found.values() for server in arm.servers}
+        self.everything = list(servers.values())
+
+    def one(self, name: str, cell: Cell) -> tuple[Sent, Stages]:
+        """One load on one arm, after a few requests that wake its processes."""
+        arm = self._arms[name]
+        rows = prompts(self._tokenizer, cell.tokens, cell.count, cell.attacks)
+        own_metrics = name in (OFF, *GUARDED)
+        with alone(arm, self.everything):
+            closed_loop(arm.url, 4, 4)
+            before = scrape(arm.url) if own_metrics else {}
+            sent = send(arm.url, self._model, self._scratch, rows, cell.load)
+            after = scrape(arm.url) if own_metrics else {}
+        return sent, between(before, after)
+
+
+def run(
+    found: dict[str, Arm], grid: tuple[Cell, ...], repeats: int, directory: Path, turns: Turns,
+    console: Console,
+) -> Taken:  # fmt: skip
+    bench = Bench(found, directory / "model", directory)
+    taken: Taken = {(name, cell): [] for cell in grid for name in found}
+    names = list(found)
+    for turn in range(repeats):
+        with alone(NOBODY, bench.everything):
+            turns.next_repeat()
+        order = names[turn % len(names) :] + names[: turn % len(names)]
+        started = time.monotonic()
+        with turns.repeat():
+            for cell in grid:
+                for name in order:
+                    taken[name, cell].append(bench.one(name, cell))
+        took = time.monotonic() - started
+        console.print(f"repeat {turn + 1} of {repeats}: {took:.0f} s", highlight=False)
+    return taken
+
+
+def main(argv: list[str] | None = None) -> Result:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--repeats", type=int, help="default: 2 with --quick, else 5")
+    parser.add_argument("--lock", type=Path, help="take turns with others who lock this file")
+    given = parser.parse_args(argv)
+    repeats = given.repeats or (2 if given.quick else 5)
+    grid = QUICK_GRID if given.quick else GRID
+    console = Console(width=130)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # no stopped server is left behind
+    turns = Turns(given.lock)
+    turns.take()
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        directory = Path(scratch)
+        make_standin(directory / "model")
+        with arms(directory, console) as found:
+            taken = run(found, grid, repeats, directory, turns, console)
+    settings = {
+        "arms": list(found), "repeats": repeats, "output_tokens": OUTPUT_TOKENS,
+        "block_at": BLOCK_AT, "policies": POLICIES,
+        "cells": {str(cell): cell.count for cell in grid},
+    }  # fmt: skip
+    result = Result("serving", settings, POLICIES["on"], list(measures(taken)), notes(taken))
+    result.show(console)
+    path = result.write(suffix="-quick" if given.quick else "")
+    from benchmarks.plots import draw_all
+
+    draw_all(path)
+    return result
+
+
+if __name__ == "__main__":
+    main()
