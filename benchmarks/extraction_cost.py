@@ -1,9 +1,9 @@
 """What the extraction detector costs a request, and whether it stays flat as users grow.
 
 A step's worth of requests (32) from as many different callers is observed, again and again, by a
-detector that already holds a full 512-query window of each of its 100 to 100,000 users; the callers
+detector that already holds a full 512-query window of each of its 10 to 100,000 users; the callers
 ask in sessions, as people do. Time is the process's own CPU time, on one core. The baseline is
-the same work with 100 users, in the same run.
+the same work with 10 users, in the same run. 100,000 users take 5 GB.
 
 python -m benchmarks.extraction_cost [--quick]
 """
@@ -12,10 +12,15 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
+import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import psutil
+from benchmarks.growth import growth
 from benchmarks.results import Measure, Result
 from rich.console import Console
 
@@ -26,14 +31,23 @@ from vauban.detectors.extraction.reference import Reference
 from vauban.policy_extraction import ExtractionPolicy
 from vauban.types import Caller
 
-USERS = (100, 1_000, 10_000, 100_000)
-QUICK_USERS = (100, 1_000, 10_000)
+USERS = (10, 100, 1_000, 10_000, 100_000)
+QUICK_USERS = (10, 100, 1_000)
 BATCH = 32
 STEPS, QUICK_STEPS = 400, 100
 TEMPLATES = 20
 TOPICS, SESSION = 300, 6
 AT_MOST_US = 60.0
 MB = 1e6
+
+
+@dataclass(frozen=True)
+class Costs:
+    """CPU microseconds a request, one per repeat; bytes of a user's state; the process's RSS."""
+
+    request_us: tuple[float, ...]
+    user_bytes: float
+    process_mb: float
 
 
 class Talk:
@@ -65,23 +79,25 @@ def filled(users: int, talk: Talk, reference: Reference) -> ExtractionDetector:
     return detector
 
 
-def cost_us(users: int, steps: int, seed: int, reference: Reference) -> tuple[float, float]:
-    """Microseconds a request, and megabytes of windows."""
-    talk = Talk(seed)
-    detector = filled(users, talk, reference)
-    sessions = [talk.of(steps + 1) for _ in range(BATCH * 4)]
-    callers = [Caller(f"user-{n * max(1, users // 128) % users}") for n in range(BATCH * 4)]
-    batches: list[Sequence[Query]] = [
-        [
-            Query(callers[(step % 4) * BATCH + n], sessions[(step % 4) * BATCH + n][step // 4])
-            for n in range(BATCH)
+def costs_us(users: int, steps: int, repeats: int, reference: Reference) -> Costs:
+    detector = filled(users, Talk(0), reference)
+    callers = [Caller(f"user-{n * users // (BATCH * 4)}") for n in range(BATCH * 4)]
+    times = []
+    for seed in range(1, repeats + 1):
+        talk = Talk(seed)
+        sessions = [talk.of(steps + 1) for _ in callers]
+        batches: list[Sequence[Query]] = [
+            [
+                Query(callers[(step % 4) * BATCH + n], sessions[(step % 4) * BATCH + n][step // 4])
+                for n in range(BATCH)
+            ]
+            for step in range(steps)
         ]
-        for step in range(steps)
-    ]
-    started = time.process_time()
-    for batch in batches:
-        detector.observe(batch)
-    return (time.process_time() - started) / (steps * BATCH) * 1e6, detector.nbytes / MB
+        started = time.process_time()
+        for batch in batches:
+            detector.observe(batch)
+        times.append((time.process_time() - started) / (steps * BATCH) * 1e6)
+    return Costs(tuple(times), detector.nbytes / users, psutil.Process().memory_info().rss / MB)
 
 
 def main(argv: list[str] | None = None) -> Result:
@@ -89,24 +105,25 @@ def main(argv: list[str] | None = None) -> Result:
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args(argv)
     users = QUICK_USERS if arguments.quick else USERS
-    steps, repeats = (QUICK_STEPS, 2) if arguments.quick else (STEPS, 3)
+    steps, repeats = (QUICK_STEPS, 2) if arguments.quick else (STEPS, 5)
     reference = Reference.load()
     result = Result("extraction_cost", {"batch": BATCH, "steps": steps, "window": WINDOW})
-    found = {
-        count: [cost_us(count, steps, seed, reference) for seed in range(repeats)]
-        for count in users
-    }
-    base = sorted(us for us, _ in found[users[0]])[repeats // 2]
-    for count, repeated in found.items():
+    found: dict[float, Costs] = {}
+    for count in users:
+        found[count] = costs_us(count, steps, repeats, reference)
+        gc.collect()
+    base = statistics.median(found[users[0]].request_us)
+    for count, costs in found.items():
         bound = AT_MOST_US if count == 10_000 else None
-        times = tuple(us for us, _ in repeated)
-        result.measures.append(
-            Measure(f"a request, {count:,} users", "µs", times, baseline=base, at_most=bound)
-        )
-        size = repeated[0][1] * MB / count
-        result.measures.append(
-            Measure(f"a user, {count:,} users", "bytes", (size,), at_most=float(PROFILE_BYTES))
-        )
+        result.measures += [
+            Measure(f"a request, {count:,} users", "µs", costs.request_us, baseline=base,
+                    at_most=bound),
+            Measure(f"a user, {count:,} users", "bytes", (costs.user_bytes,),
+                    at_most=float(PROFILE_BYTES)),
+            Measure(f"the process, {count:,} users", "MB", (costs.process_mb,)),
+        ]  # fmt: skip
+    fitted = growth({count: costs.request_us for count, costs in found.items()})
+    result.notes.append(f"A request's cost by users: {fitted}")
     result.show(Console(width=130))
     result.write(suffix="-quick" if arguments.quick else "")
     return result

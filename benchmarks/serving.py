@@ -12,7 +12,7 @@ measured are stopped (SIGSTOP) meanwhile:
 Loads: closed loop with more and more clients, longer and longer prompts, attacks among the prompts,
 and open loop (Poisson arrivals).
 
-python -m benchmarks.serving [--quick] [--repeats N] [--lock FILE]
+python -m benchmarks.serving [--quick] [--repeats N] [--arms NAME ...] [--lock FILE]
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from typing import Any
 from benchmarks.client import OUTPUT_TOKENS, Load, Sent, send
 from benchmarks.load import closed_loop
 from benchmarks.prompts import prompts
+from benchmarks.provenance import load
 from benchmarks.results import Result
-from benchmarks.serving_arms import BLOCK_AT, GUARDED, OFF, POLICIES, arms
+from benchmarks.serving_arms import BLOCK_AT, GUARDED, NAMES, OFF, ON, POLICIES, arms
 from benchmarks.serving_measures import TOKENS, Cell, Taken, measures, notes
 from benchmarks.stages import Stages, between, scrape
 from benchmarks.vs_proxy import Arm, alone
@@ -42,14 +43,14 @@ from rich.console import Console
 from vauban.standin import load_tokenizer, make_standin
 
 CLIENTS = 8
-_COUNTS = {1: 12, 8: 32, 32: 64}
-_LENGTHS = {64: 8, 512: 4, 2048: 3, 8192: 2}
+_COUNTS = {1: 6, 8: 16, 32: 40}
+_LENGTHS = {64: 4, 512: 2, 2048: 1, 8192: 1}
 GRID = (
     *(Cell(TOKENS, Load(clients=clients), count) for clients, count in _COUNTS.items()),
     *(Cell(tokens, Load(clients=1), count) for tokens, count in _LENGTHS.items()),
-    *(Cell(TOKENS, Load(clients=CLIENTS), 40, attacks) for attacks in (0.1, 0.5)),
-    Cell(TOKENS, Load(rate=2), 16),
-    Cell(TOKENS, Load(rate=6), 48),
+    *(Cell(TOKENS, Load(clients=CLIENTS), 20, attacks) for attacks in (0.1, 0.5)),
+    Cell(TOKENS, Load(rate=2), 6),
+    Cell(TOKENS, Load(rate=6), 18),
 )
 QUICK_GRID = (
     Cell(TOKENS, Load(clients=1), 4),
@@ -72,7 +73,7 @@ class Turns:
 
     path: Path | None
     _since: float = 0.0
-    _repeat_s: float = LONGEST_S
+    _repeat_s: float = 100.0
 
     def __post_init__(self) -> None:
         self._file = self.path.open("a") if self.path else None
@@ -108,7 +109,7 @@ class Bench:
         rows = prompts(self._tokenizer, cell.tokens, cell.count, cell.attacks)
         own_metrics = name in (OFF, *GUARDED)
         with alone(arm, self.everything):
-            closed_loop(arm.url, 4, 4)
+            closed_loop(arm.url, 2, 2)
             before = scrape(arm.url) if own_metrics else {}
             sent = send(arm.url, self._model, self._scratch, rows, cell.load)
             after = scrape(arm.url) if own_metrics else {}
@@ -116,9 +117,9 @@ class Bench:
 
 
 def run(
-    found: dict[str, Arm], grid: tuple[Cell, ...], repeats: int, directory: Path, turns: Turns,
-    console: Console,
-) -> Taken:  # fmt: skip
+    found: dict[str, Arm], grid: tuple[Cell, ...], repeats: int, directory: Path, turns: Turns
+) -> Iterator[Taken]:
+    """What has been taken after each repeat."""
     bench = Bench(found, directory / "model", directory)
     taken: Taken = {(name, cell): [] for cell in grid for name in found}
     names = list(found)
@@ -126,14 +127,11 @@ def run(
         with alone(NOBODY, bench.everything):
             turns.next_repeat()
         order = names[turn % len(names) :] + names[: turn % len(names)]
-        started = time.monotonic()
         with turns.repeat():
             for cell in grid:
                 for name in order:
                     taken[name, cell].append(bench.one(name, cell))
-        took = time.monotonic() - started
-        console.print(f"repeat {turn + 1} of {repeats}: {took:.0f} s", highlight=False)
-    return taken
+        yield taken
 
 
 def main(argv: list[str] | None = None) -> Result:
@@ -141,6 +139,7 @@ def main(argv: list[str] | None = None) -> Result:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--repeats", type=int, help="default: 2 with --quick, else 5")
     parser.add_argument("--lock", type=Path, help="take turns with others who lock this file")
+    parser.add_argument("--arms", nargs="+", choices=NAMES, default=NAMES, help="besides `off`")
     given = parser.parse_args(argv)
     repeats = given.repeats or (2 if given.quick else 5)
     grid = QUICK_GRID if given.quick else GRID
@@ -151,20 +150,27 @@ def main(argv: list[str] | None = None) -> Result:
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         directory = Path(scratch)
         make_standin(directory / "model")
-        with arms(directory, console) as found:
-            taken = run(found, grid, repeats, directory, turns, console)
-    settings = {
-        "arms": list(found), "repeats": repeats, "output_tokens": OUTPUT_TOKENS,
-        "block_at": BLOCK_AT, "policies": POLICIES,
-        "cells": {str(cell): cell.count for cell in grid},
-    }  # fmt: skip
-    result = Result("serving", settings, POLICIES["on"], list(measures(taken)), notes(taken))
+        with arms(directory, given.arms, console) as found:
+            console.print(f"{', '.join(found)} are up, load {load()}", highlight=False)
+            for taken in run(found, grid, repeats, directory, turns):
+                result = _result(taken)
+                path = result.write(suffix="-quick" if given.quick else "")
+                console.print(f"{result.settings['repeats']} repeats taken, load {load()}")
     result.show(console)
-    path = result.write(suffix="-quick" if given.quick else "")
     from benchmarks.plots import draw_all
 
     draw_all(path)
     return result
+
+
+def _result(taken: Taken) -> Result:
+    cells = {str(cell): cell.count for _, cell in taken}
+    settings = {
+        "arms": list(dict.fromkeys(arm for arm, _ in taken)), "cells": cells,
+        "repeats": min(map(len, taken.values())), "output_tokens": OUTPUT_TOKENS,
+        "block_at": BLOCK_AT, "policies": POLICIES,
+    }  # fmt: skip
+    return Result("serving", settings, POLICIES[ON], list(measures(taken)), notes(taken))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from vauban.errors import ToolFailed
 from vauban.redteam.environment import python_of, tool_environ
 
 OFF, ON, MONITOR, PROXY, LLM_GUARD = "off", "on", "monitor", "proxy", "llm-guard"
+NAMES = (ON, MONITOR, PROXY, LLM_GUARD)
 GUARDED = (ON, MONITOR)
 BLOCK_AT = 0.9
 """Attacks score above it and filler below, so that times are not decided by false alarms."""
@@ -31,32 +33,57 @@ _PEER = {**PROXIES["proxy, batched"], "PEER_BLOCK_AT": str(BLOCK_AT)}
 
 
 @contextlib.contextmanager
-def arms(directory: Path, console: Console) -> Iterator[dict[str, Arm]]:
-    """All of them, started one after the other. llm-guard's is missing where it can't be installed,
-    and the console says why."""
-    with contextlib.ExitStack() as stack:
-        plain = stack.enter_context(plain_vllm(directory, LENGTH_FLAGS))
-        found = {OFF: Arm(plain.url, (plain,))}
-        for name, policy in POLICIES.items():
-            place = directory / name
-            place.mkdir()
-            audit = {"audit": {"log": str(place / "audit.jsonl")}}
-            given = [*LENGTH_FLAGS, *policy_arguments({**policy, **audit})]
-            server = stack.enter_context(guarded_vllm(place, given))
-            found[name] = Arm(server.url, (server,))
-        judges = {PROXY: uvicorn_app("benchmarks.peer:classifier", directory, _PEER)}
+def arms(directory: Path, wanted: Collection[str], console: Console) -> Iterator[dict[str, Arm]]:
+    """`off` and those wanted. llm-guard's is missing where it can't be installed, and the console
+    says why.
+
+    :param directory: has the stand-in model in `model`.
+    """
+    judges = {PROXY: uvicorn_app("benchmarks.peer:classifier", directory, _PEER)}
+    if LLM_GUARD in wanted:
         try:
-            python = python_of("llm-guard", console)
+            judges[LLM_GUARD] = _llm_guard(python_of("llm-guard", console), directory)
         except ToolFailed as error:
             console.print(f"llm-guard is left out: {error}", markup=False)
-        else:
-            judges[LLM_GUARD] = _llm_guard(python, directory)
-        for name, starting in judges.items():
-            judge = stack.enter_context(starting)
-            ways = {**_PEER, "PEER_UPSTREAM": plain.url, "PEER_CLASSIFIER": judge.url}
-            proxy = stack.enter_context(uvicorn_app("benchmarks.peer:proxy", directory, ways))
-            found[name] = Arm(proxy.url, (plain, judge, proxy))
-        yield found
+    judges = {name: judge for name, judge in judges.items() if name in wanted}
+    guarded = {name: _guarded(name, directory) for name in POLICIES if name in wanted}
+    with contextlib.ExitStack() as stack:
+        first = {OFF: plain_vllm(directory, LENGTH_FLAGS), **guarded, **judges}
+        up = _started(stack, first)
+        ways = {**_PEER, "PEER_UPSTREAM": up[OFF].url}
+        proxies = {
+            name: uvicorn_app(
+                "benchmarks.peer:proxy", directory, {**ways, "PEER_CLASSIFIER": up[name].url}
+            )
+            for name in judges
+        }
+        fronts = _started(stack, proxies)
+        yield {
+            name: Arm(fronts[name].url, (up[OFF], server, fronts[name]))
+            if name in fronts
+            else Arm(server.url, (server,))
+            for name, server in up.items()
+        }
+
+
+def _started(
+    stack: contextlib.ExitStack, servers: Mapping[str, contextlib.AbstractContextManager[Server]]
+) -> dict[str, Server]:
+    """All at once: most of a start is waiting for one core's imports."""
+    with ThreadPoolExecutor(len(servers) or 1) as pool:
+        starting = {name: pool.submit(stack.enter_context, one) for name, one in servers.items()}
+    return {name: one.result() for name, one in starting.items()}
+
+
+@contextlib.contextmanager
+def _guarded(name: str, directory: Path) -> Iterator[Server]:
+    place = directory / name
+    place.mkdir()
+    (place / "model").symlink_to(directory / "model")
+    audit = {"audit": {"log": str(place / "audit.jsonl")}}
+    flags = [*LENGTH_FLAGS, *policy_arguments({**POLICIES[name], **audit})]
+    with guarded_vllm(place, flags) as server:
+        yield server
 
 
 @contextlib.contextmanager
