@@ -39,7 +39,9 @@ class Load:
             raise ValueError("a load has either clients or a rate")
 
     def __str__(self) -> str:
-        return f"{self.clients} clients" if self.clients else f"{self.rate:g} requests/s"
+        if self.rate is not None:
+            return f"{self.rate:g} requests/s"
+        return f"{self.clients} client" + "s" * (self.clients != 1)
 
     def flags(self) -> list[str]:
         if self.clients is not None:

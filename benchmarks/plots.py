@@ -17,7 +17,7 @@ from benchmarks.serving_arms import LLM_GUARD, MONITOR, OFF, ON, PROXY
 from benchmarks.serving_measures import TOKENS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 LABELS = {
     OFF: "no guard", ON: "vauban", MONITOR: "vauban, monitor only",
@@ -28,6 +28,8 @@ COLOURS = {OFF: "#7f7f7f", ON: "#0072B2", MONITOR: "#56B4E9", PROXY: "#E69F00",
            LLM_GUARD: "#D55E00"}  # fmt: skip
 MARKERS = {OFF: "s", ON: "o", MONITOR: "^", PROXY: "D", LLM_GUARD: "v"}
 WIDTH, HEIGHT = 7.2, 4.2
+DODGE = 1.025
+"""Factor between the arms on the horizontal axis, so that their bars do not hide each other."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,9 @@ def _line(axes: Axes, arm: str, points: Sequence[Point]) -> None:
     if not points:
         return
     spread = [[p.value - p.low for p in points], [p.high - p.value for p in points]]
+    aside = DODGE ** (list(LABELS).index(arm) - len(LABELS) // 2)
     axes.errorbar(
-        [p.x for p in points], [p.value for p in points], yerr=spread, label=LABELS[arm],
+        [p.x * aside for p in points], [p.value for p in points], yerr=spread, label=LABELS[arm],
         color=COLOURS[arm], marker=MARKERS[arm], markersize=5, linewidth=1.6, elinewidth=0.9,
         capsize=3,
     )  # fmt: skip
@@ -153,6 +156,7 @@ def _line(axes: Axes, arm: str, points: Sequence[Point]) -> None:
 def _plain_numbers(axes: Axes, ticks: Sequence[float]) -> None:
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 

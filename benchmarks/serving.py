@@ -60,6 +60,8 @@ QUICK_GRID = (
     Cell(TOKENS, Load(rate=4), 12),
 )
 NOBODY = Arm("", ())
+SHOWN = ("first token p50", "first token added p50", "answered", "attacks blocked",
+         "harmless blocked", "exponent")  # fmt: skip
 
 
 @dataclass
@@ -156,7 +158,7 @@ def main(argv: list[str] | None = None) -> Result:
                 result = _result(taken)
                 path = result.write(suffix="-quick" if given.quick else "")
                 console.print(f"{result.settings['repeats']} repeats taken, load {load()}")
-    result.show(console)
+    result.show(console, SHOWN)
     from benchmarks.plots import draw_all
 
     draw_all(path)

@@ -187,11 +187,11 @@ def taken():
 
 def test_measures_of_each_arm_and_how_they_grow():
     found = {measure.name: measure for measure in measures(taken())}
-    assert found["first token added p50 (on, 512 tokens, 1 clients)"].repeats == (512, 512)
-    assert found["first token added p50 (proxy, 64 tokens, 1 clients)"].value == 128
+    assert found["first token added p50 (on, 512 tokens, 1 client)"].repeats == (512, 512)
+    assert found["first token added p50 (proxy, 64 tokens, 1 client)"].value == 128
     assert found["attacks blocked (on, 128 tokens, 8 clients, 50% attacks)"].value == 100
     assert found["harmless blocked (proxy, 128 tokens, 8 clients, 50% attacks)"].value == 0
-    assert found["encoder pass mean (on, 64 tokens, 1 clients)"].value == 64
+    assert found["encoder pass mean (on, 64 tokens, 1 client)"].value == 64
     assert not any(name.startswith("attacks blocked (off") for name in found)
     exponent = "exponent of growth: first token added, by prompt tokens (1 client)"
     assert found[exponent].value == pytest.approx(1)
