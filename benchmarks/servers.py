@@ -54,6 +54,11 @@ class Server:
     def children(self) -> list[psutil.Process]:
         return list(self.root.children(recursive=True))
 
+    def cpu_s(self) -> float:
+        """Processor seconds of all its processes so far."""
+        times = [process.cpu_times() for process in (self.root, *self.children())]
+        return sum(time.user + time.system for time in times)
+
     def pause(self) -> None:
         """Stop its processes, so that an idle server takes nothing from the one measured."""
         for process in (self.root, *self.children()):

@@ -12,7 +12,7 @@ measured are stopped (SIGSTOP) meanwhile:
 Loads: closed loop with more and more clients, longer and longer prompts, attacks among the prompts,
 and open loop (Poisson arrivals).
 
-python -m benchmarks.serving [--quick] [--repeats N] [--arms NAME ...] [--lock FILE]
+python -m benchmarks.serving [--quick] [--repeats N] [--scale N] [--arms NAME ...]
 """
 
 from __future__ import annotations
@@ -25,32 +25,31 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.client import OUTPUT_TOKENS, Load, Sent, send
+from benchmarks.client import OUTPUT_TOKENS, Load, send
 from benchmarks.load import closed_loop
 from benchmarks.prompts import prompts
 from benchmarks.provenance import load
 from benchmarks.results import Result
 from benchmarks.serving_arms import BLOCK_AT, GUARDED, NAMES, OFF, ON, POLICIES, arms
-from benchmarks.serving_measures import TOKENS, Cell, Taken, measures, notes
-from benchmarks.stages import Stages, between, scrape
+from benchmarks.serving_measures import TOKENS, Cell, Shot, Taken, measures, notes
+from benchmarks.stages import between, scrape
 from benchmarks.vs_proxy import Arm, alone
 from rich.console import Console
 
 from vauban.standin import load_tokenizer, make_standin
 
 CLIENTS = 8
-_COUNTS = {1: 6, 8: 16, 32: 40}
-_LENGTHS = {64: 4, 512: 2, 2048: 1, 8192: 1}
+_COUNTS = {1: 4, 8: 16, 32: 32}
+_LENGTHS = {64: 2, 512: 1, 2048: 1, 8192: 1}
 GRID = (
     *(Cell(TOKENS, Load(clients=clients), count) for clients, count in _COUNTS.items()),
     *(Cell(tokens, Load(clients=1), count) for tokens, count in _LENGTHS.items()),
     *(Cell(TOKENS, Load(clients=CLIENTS), 20, attacks) for attacks in (0.1, 0.5)),
-    Cell(TOKENS, Load(rate=2), 6),
-    Cell(TOKENS, Load(rate=6), 18),
+    Cell(TOKENS, Load(rate=4), 8),
 )
 QUICK_GRID = (
     Cell(TOKENS, Load(clients=1), 4),
@@ -60,8 +59,10 @@ QUICK_GRID = (
     Cell(TOKENS, Load(rate=4), 12),
 )
 NOBODY = Arm("", ())
-SHOWN = ("first token p50", "first token added p50", "answered", "attacks blocked",
-         "harmless blocked", "exponent")  # fmt: skip
+SHOWN = (
+    "first token p50", "first token added p50", "answered", "CPU time a request",
+    "attacks blocked", "harmless blocked", "exponent",
+)  # fmt: skip
 
 
 @dataclass
@@ -105,7 +106,7 @@ class Bench:
         servers = {id(server): server for arm in found.values() for server in arm.servers}
         self.everything = list(servers.values())
 
-    def one(self, name: str, cell: Cell) -> tuple[Sent, Stages]:
+    def one(self, name: str, cell: Cell) -> Shot:
         """One load on one arm, after a few requests that wake its processes."""
         arm = self._arms[name]
         rows = prompts(self._tokenizer, cell.tokens, cell.count, cell.attacks)
@@ -113,9 +114,11 @@ class Bench:
         with alone(arm, self.everything):
             closed_loop(arm.url, 2, 2)
             before = scrape(arm.url) if own_metrics else {}
+            spent = -sum(server.cpu_s() for server in arm.servers)
             sent = send(arm.url, self._model, self._scratch, rows, cell.load)
+            spent += sum(server.cpu_s() for server in arm.servers)
             after = scrape(arm.url) if own_metrics else {}
-        return sent, between(before, after)
+        return Shot(sent, between(before, after), 1e3 * spent / cell.count)
 
 
 def run(
@@ -140,11 +143,15 @@ def main(argv: list[str] | None = None) -> Result:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--repeats", type=int, help="default: 2 with --quick, else 5")
+    parser.add_argument("--scale", type=int, default=1, help="times as many requests")
     parser.add_argument("--lock", type=Path, help="take turns with others who lock this file")
     parser.add_argument("--arms", nargs="+", choices=NAMES, default=NAMES, help="besides `off`")
     given = parser.parse_args(argv)
     repeats = given.repeats or (2 if given.quick else 5)
-    grid = QUICK_GRID if given.quick else GRID
+    grid = tuple(
+        replace(cell, count=cell.count * given.scale)
+        for cell in (QUICK_GRID if given.quick else GRID)
+    )
     console = Console(width=130)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # no stopped server is left behind
     turns = Turns(given.lock)

@@ -35,7 +35,17 @@ class Cell:
         return {"tokens": self.tokens, "attacks": self.attacks, **load}
 
 
-Taken = Mapping[tuple[str, Cell], list[tuple[Sent, Stages]]]
+@dataclass(frozen=True)
+class Shot:
+    """One load on one arm. `cpu_ms`: processor milliseconds a request of all the arm's processes,
+    which other work on the machine does not add to."""
+
+    sent: Sent
+    stages: Stages
+    cpu_ms: float
+
+
+Taken = Mapping[tuple[str, Cell], list[Shot]]
 """(arm, cell) to one entry per repeat."""
 
 _MEDIANS: Mapping[str, Callable[[Sent], float]] = {
@@ -49,20 +59,25 @@ _MEDIANS: Mapping[str, Callable[[Sent], float]] = {
 def measures(taken: Taken) -> Iterator[Measure]:
     for (arm, cell), repeats in taken.items():
         for metric, of in _MEDIANS.items():
-            yield _measure(metric, "ms", arm, cell, [of(sent) for sent, _ in repeats])
-        rates = [sent.per_second for sent, _ in repeats]
+            yield _measure(metric, "ms", arm, cell, [of(shot.sent) for shot in repeats])
+        cpu = [shot.cpu_ms for shot in repeats]
+        yield _measure("CPU time a request", "ms", arm, cell, cpu)
+        rates = [shot.sent.per_second for shot in repeats]
         yield _measure("answered", "requests/s", arm, cell, rates, lower_is_better=False)
         if arm != OFF:
-            base = taken[OFF, cell]
-            added = [
-                sent.p(0.5, "first") - plain.p(0.5, "first")
-                for (sent, _), (plain, _) in zip(repeats, base, strict=True)
-            ]
+            pairs = list(zip(repeats, taken[OFF, cell], strict=True))
+            added = [_first(shot) - _first(off) for shot, off in pairs]
             yield _measure("first token added p50", "ms", arm, cell, added)
+            cpu = [shot.cpu_ms - off.cpu_ms for shot, off in pairs]
+            yield _measure("CPU time added a request", "ms", arm, cell, cpu)
         if cell.attacks and arm != OFF:
-            yield from _blocked(arm, cell, [sent for sent, _ in repeats])
-        yield from _stages(arm, cell, [stages for _, stages in repeats])
+            yield from _blocked(arm, cell, [shot.sent for shot in repeats])
+        yield from _stages(arm, cell, [shot.stages for shot in repeats])
     yield from _growths(taken)
+
+
+def _first(shot: Shot) -> float:
+    return shot.sent.p(0.5, "first")
 
 
 def _measure(
@@ -96,7 +111,7 @@ def _stages(arm: str, cell: Cell, stages: list[Stages]) -> Iterator[Measure]:
 
 @dataclass(frozen=True)
 class Curve:
-    """Costs of a guarded request in milliseconds, by a size, one per repeat."""
+    """What the guard adds to a request in milliseconds, by a size, one per repeat."""
 
     name: str
     costs: Mapping[float, list[float]]
@@ -104,23 +119,23 @@ class Curve:
 
 def curves(taken: Taken) -> Iterator[Curve]:
     """How the guard's cost grows with the prompt and with the number of clients."""
-    lengths, crowd, passes = {}, {}, {}
+    first, passes, length_cpu, crowd_cpu = {}, {}, {}, {}
     for (arm, cell), repeats in taken.items():
         if arm != ON or cell.attacks or not cell.load.clients:
             continue
         pairs = list(zip(repeats, taken[OFF, cell], strict=True))
+        cpu = [on.cpu_ms - off.cpu_ms for on, off in pairs]
         if cell.load.clients == 1:
-            lengths[float(cell.tokens)] = [
-                on.p(0.5, "first") - off.p(0.5, "first") for (on, _), (off, _) in pairs
-            ]
-            passes[float(cell.tokens)] = [stages.mean_ms["encoder pass"] for _, stages in repeats]
+            tokens = float(cell.tokens)
+            first[tokens] = [_first(on) - _first(off) for on, off in pairs]
+            passes[tokens] = [on.stages.mean_ms["encoder pass"] for on in repeats]
+            length_cpu[tokens] = cpu
         if cell.tokens == TOKENS:
-            crowd[float(cell.load.clients)] = [
-                1e3 / on.per_second - 1e3 / off.per_second for (on, _), (off, _) in pairs
-            ]
-    yield Curve("first token added, by prompt tokens (1 client)", lengths)
+            crowd_cpu[float(cell.load.clients)] = cpu
+    yield Curve("first token added, by prompt tokens (1 client)", first)
     yield Curve("encoder pass, by prompt tokens (1 client)", passes)
-    yield Curve("machine time added a request, by clients", crowd)
+    yield Curve("CPU time added a request, by prompt tokens (1 client)", length_cpu)
+    yield Curve(f"CPU time added a request, by clients ({TOKENS} tokens)", crowd_cpu)
 
 
 def _growths(taken: Taken) -> Iterator[Measure]:
@@ -143,8 +158,9 @@ def notes(taken: Taken) -> list[str]:
             found.append(f"{curve.name}: {growth(curve.costs)}")
         except ValueError as error:
             found.append(f"{curve.name}: not fitted, {error}")
-    harmless = [sent.harmless for (arm, _), repeats in taken.items() if arm != OFF
-                for sent, _ in repeats]  # fmt: skip
+    harmless = [
+        shot.sent.harmless for (arm, _), repeats in taken.items() if arm != OFF for shot in repeats
+    ]
     blocked, of = sum(stop for _, stop in harmless), sum(count for count, _ in harmless)
     found.append(f"{blocked} of {of} harmless prompts were blocked, over all guarded arms.")
     return found

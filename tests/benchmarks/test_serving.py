@@ -13,7 +13,7 @@ from benchmarks.load import Refused
 from benchmarks.plots import draw_all, select
 from benchmarks.prompts import ATTACKS, Prompt, prompts, spread
 from benchmarks.results import Result
-from benchmarks.serving_measures import Cell, measures, notes
+from benchmarks.serving_measures import Cell, Shot, measures, notes
 from benchmarks.stages import Stages, between, samples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -181,7 +181,7 @@ def taken():
             stages = Stages({"encoder pass": cost * cell.tokens} if arm == "on" else {}, {})
             if arm == "on":
                 stages = Stages(stages.mean_ms, {1: 0.25, 2: 0.75, 4: 0.0})
-            found[arm, cell] = [(sent, stages)] * 2
+            found[arm, cell] = [Shot(sent, stages, 5.0 + cost * cell.tokens)] * 2
     return found
 
 
@@ -195,6 +195,9 @@ def test_measures_of_each_arm_and_how_they_grow():
     assert not any(name.startswith("attacks blocked (off") for name in found)
     exponent = "exponent of growth: first token added, by prompt tokens (1 client)"
     assert found[exponent].value == pytest.approx(1)
+    assert found["CPU time added a request (proxy, 512 tokens, 1 client)"].value == 1024
+    flat = "exponent of growth: CPU time added a request, by clients (128 tokens)"
+    assert flat not in found  # two sizes are too few
     lines = notes(taken())
     assert lines[0].startswith("first token added, by prompt tokens (1 client): size^1.00")
     assert "0 of" in lines[-1]
