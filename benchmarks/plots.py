@@ -27,6 +27,11 @@ LABELS = {
 COLOURS = {OFF: "#7f7f7f", ON: "#0072B2", MONITOR: "#56B4E9", PROXY: "#E69F00",
            LLM_GUARD: "#D55E00"}  # fmt: skip
 MARKERS = {OFF: "s", ON: "o", MONITOR: "^", PROXY: "D", LLM_GUARD: "v"}
+PICTURES = {
+    "concurrency": f"Latency and throughput by concurrency, prompts of {TOKENS} tokens",
+    "length": "Overhead by prompt length, one client",
+    "batches": f"Encoder batches, prompts of {TOKENS} tokens",
+}
 WIDTH, HEIGHT = 7.2, 4.2
 DODGE = 1.025
 """Factor between the arms on the horizontal axis, so that their bars do not hide each other."""
@@ -56,10 +61,11 @@ def select(record: dict[str, Any], x: str, **tags: Any) -> list[Point]:
 def draw_all(path: Path) -> list[Path]:
     """The files written: two of each picture."""
     record = json.loads(path.read_text())
-    pictures = {"concurrency": concurrency, "length": length, "batches": batches}
+    drawings = {"concurrency": concurrency, "length": length, "batches": batches}
     written = []
-    for name, draw in pictures.items():
-        figure = draw(record)
+    for name, title in PICTURES.items():
+        figure = drawings[name](record)
+        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
         for kind in ("png", "svg"):
             target = path.with_name(f"{path.stem}-{name}.{kind}")
             metadata = {"Date": None} if kind == "svg" else None
@@ -79,8 +85,7 @@ def concurrency(record: dict[str, Any]) -> Figure:
         axes.set(xscale="log", yscale="log", ylabel=unit,
                  xlabel="clients at a time (closed loop)")  # fmt: skip
         _plain_numbers(axes, sorted({p.x for p in _clients(record)}))
-    _finish(figure, left, f"Latency and throughput by concurrency, prompts of {TOKENS} tokens",
-            record)  # fmt: skip
+    _finish(figure, left, record)
     return figure
 
 
@@ -96,7 +101,7 @@ def length(record: dict[str, Any]) -> Figure:
     axes.set(xscale="log", yscale="log", xlabel="prompt (tokens of the served model)",
              ylabel="added to the time to first token,\nmedian (ms)")  # fmt: skip
     _plain_numbers(axes, sorted(sizes))
-    _finish(figure, axes, "Overhead by prompt length, one client", record)
+    _finish(figure, axes, record)
     return figure
 
 
@@ -122,7 +127,7 @@ def batches(record: dict[str, Any]) -> Figure:
     axes.set_xticks(range(len(bounds)), [_range(bounds, n) for n in range(len(bounds))])
     axes.set(xlabel="requests in the same encoder pass", ylabel="share of requests (%)",
              ylim=(0, 105))  # fmt: skip
-    _finish(figure, axes, f"Encoder batches, prompts of {TOKENS} tokens", record)
+    _finish(figure, axes, record)
     return figure
 
 
@@ -160,11 +165,10 @@ def _plain_numbers(axes: Axes, ticks: Sequence[float]) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 
-def _finish(figure: Figure, axes: Axes, title: str, record: dict[str, Any]) -> None:
+def _finish(figure: Figure, axes: Axes, record: dict[str, Any]) -> None:
     known = record["provenance"]
     hardware, settings = known["hardware"], record["settings"]
     where = f"{hardware['cores']} hyperthreads of {hardware['cpu']}"
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     figure.supxlabel(
         f"{where}, {hardware['gpu'] or 'no GPU'}; commit {known['commit'][:9]};"
         f" median of {settings['repeats']} repeats, bars: lowest and highest",

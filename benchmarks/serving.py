@@ -48,8 +48,8 @@ _LENGTHS = {64: 2, 512: 1, 2048: 1, 8192: 1}
 GRID = (
     *(Cell(TOKENS, Load(clients=clients), count) for clients, count in _COUNTS.items()),
     *(Cell(tokens, Load(clients=1), count) for tokens, count in _LENGTHS.items()),
-    *(Cell(TOKENS, Load(clients=CLIENTS), 20, attacks) for attacks in (0.1, 0.5)),
-    Cell(TOKENS, Load(rate=4), 8),
+    *(Cell(TOKENS, Load(clients=CLIENTS), 10, attacks) for attacks in (0.1, 0.5)),
+    Cell(TOKENS, Load(rate=8), 8),
 )
 QUICK_GRID = (
     Cell(TOKENS, Load(clients=1), 4),
@@ -72,11 +72,11 @@ class Turns:
     It is given up between two repeats when another one would take it beyond `LONGEST_S`.
     """
 
-    LONGEST_S = 340.0
+    LONGEST_S = 355.0
 
     path: Path | None
     _since: float = 0.0
-    _repeat_s: float = 100.0
+    _repeat_s: float = 60.0
 
     def __post_init__(self) -> None:
         self._file = self.path.open("a") if self.path else None
@@ -107,12 +107,12 @@ class Bench:
         self.everything = list(servers.values())
 
     def one(self, name: str, cell: Cell) -> Shot:
-        """One load on one arm, after a few requests that wake its processes."""
+        """One load on one arm, after a request that wakes its processes."""
         arm = self._arms[name]
         rows = prompts(self._tokenizer, cell.tokens, cell.count, cell.attacks)
         own_metrics = name in (OFF, *GUARDED)
         with alone(arm, self.everything):
-            closed_loop(arm.url, 2, 2)
+            closed_loop(arm.url, 1, 1)
             before = scrape(arm.url) if own_metrics else {}
             spent = -sum(server.cpu_s() for server in arm.servers)
             sent = send(arm.url, self._model, self._scratch, rows, cell.load)
