@@ -20,10 +20,17 @@ START, END = "<!-- serving: python -m benchmarks.readme -->", "<!-- end of servi
 Row = dict[str, Any]
 
 
+def current() -> Path:
+    """The whole run, or the quick one where that is all there is."""
+    whole = RESULTS / "serving.json"
+    return whole if whole.exists() else RESULTS / "serving-quick.json"
+
+
 def front_page(record: dict[str, Any]) -> str:
     """For README.md: what is added, in time and in work, and the pictures."""
     pictures = [
-        f"![{title}](benchmarks/results/serving-{name}.png)" for name, title in PICTURES.items()
+        f"![{title}](benchmarks/results/{current().stem}-{name}.png)"
+        for name, title in PICTURES.items()
     ]
     tables = [
         ("Time to first token, median, ms: without a guard, and what each adds.",
@@ -122,8 +129,8 @@ def replace(text: str, block: str) -> str:
 PAGES = {ROOT / "README.md": front_page, ROOT / "benchmarks" / "README.md": details}
 
 
-def main(result: Path = RESULTS / "serving.json") -> None:
-    record = json.loads(result.read_text())
+def main() -> None:
+    record = json.loads(current().read_text())
     for page, render in PAGES.items():
         page.write_text(replace(page.read_text(encoding="utf-8"), render(record)))
 

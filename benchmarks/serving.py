@@ -52,11 +52,13 @@ GRID = (
     Cell(TOKENS, Load(rate=8), 8),
 )
 QUICK_GRID = (
-    Cell(TOKENS, Load(clients=1), 4),
-    Cell(TOKENS, Load(clients=CLIENTS), 16),
-    Cell(512, Load(clients=1), 2),
-    Cell(TOKENS, Load(clients=CLIENTS), 16, 0.5),
-    Cell(TOKENS, Load(rate=4), 12),
+    Cell(TOKENS, Load(clients=1), 3),
+    Cell(TOKENS, Load(clients=8), 16),
+    Cell(TOKENS, Load(clients=32), 24),
+    Cell(512, Load(clients=1), 1),
+    Cell(2048, Load(clients=1), 1),
+    Cell(TOKENS, Load(clients=8), 10, 0.5),
+    Cell(TOKENS, Load(rate=8), 6),
 )
 NOBODY = Arm("", ())
 SHOWN = (

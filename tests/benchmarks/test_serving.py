@@ -1,10 +1,14 @@
 """From prompts over the client's report to measures and pictures."""
 
+import contextlib
+import fcntl
 import itertools
 import json
+import os
+import sys
 import threading
 import xml.etree.ElementTree as ET
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from benchmarks.client import OUTPUT_TOKENS, Load, Sent, read, send
@@ -13,8 +17,12 @@ from benchmarks.load import Refused
 from benchmarks.plots import draw_all, select
 from benchmarks.prompts import ATTACKS, Prompt, prompts, spread
 from benchmarks.results import Result
+from benchmarks.servers import free_port, running
+from benchmarks.serving import Turns, run
 from benchmarks.serving_measures import Cell, Shot, measures, notes
 from benchmarks.stages import Stages, between, samples
+from benchmarks.vs_proxy import Arm
+from canned import CannedServer
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
@@ -83,38 +91,10 @@ def test_a_load_is_closed_or_open():
             Load(**wrong)
 
 
-class Canned(BaseHTTPRequestHandler):
-    """Streams one chunk per token, refuses what holds an attack, as the guard does."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.bodies.append(body)
-        blocked = ATTACKS[0] in body["messages"][0]["content"][0]["text"]
-        self.send_response(400 if blocked else 200)
-        deltas = [{"role": "assistant", "content": ""}]
-        deltas += [{"content": "a"}] * body["max_completion_tokens"]
-        events = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
-        events.append({"choices": [], "usage": {"completion_tokens": 3, "prompt_tokens": 5}})
-        lines = [f"data: {json.dumps(event)}\n\n" for event in events] + ["data: [DONE]\n\n"]
-        data = b"{}" if blocked else "".join(lines).encode()
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def do_GET(self):
-        self.send_error(404)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.mark.parametrize("load", [Load(clients=2), Load(rate=200)])
 def test_vllms_own_client_sends_what_is_asked_in_order(model, tmp_path, load):
     rows = [Prompt("one", False), Prompt(ATTACKS[0], True), Prompt("three", False)]
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Canned)
-    server.bodies = []
+    server = CannedServer()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         sent = send(f"http://127.0.0.1:{server.server_port}", model, tmp_path, rows, load)
@@ -127,6 +107,52 @@ def test_vllms_own_client_sends_what_is_asked_in_order(model, tmp_path, load):
     texts = {body["messages"][0]["content"][0]["text"] for body in server.bodies}
     assert texts == {row.text for row in rows}
     assert all(body["stream"] and body["ignore_eos"] for body in server.bodies)
+
+
+def test_arms_are_measured_in_turns(model, tmp_path):
+    """The whole runner on two programs in the servers' place."""
+    program = str(Path(__file__).with_name("canned.py"))
+    grid = (Cell(64, Load(clients=2), 4, 0.5), Cell(64, Load(clients=1), 2))
+    (tmp_path / "model").symlink_to(model)
+    with contextlib.ExitStack() as stack:
+        found = {}
+        for name in ("off", "on"):
+            port = free_port()
+            command = [sys.executable, program, str(port)]
+            up = stack.enter_context(running(command, os.environ, port, tmp_path / name))
+            found[name] = Arm(up.url, (up,))
+        first, second = (
+            {key: list(shots) for key, shots in taken.items()}
+            for taken in run(found, grid, 2, tmp_path, Turns(None))
+        )
+    assert {len(shots) for shots in first.values()} == {1}
+    assert {len(shots) for shots in second.values()} == {2}
+    shot = second["on", grid[0]][1]
+    assert (shot.sent.attacks[0], shot.sent.harmless) == (2, (2, 0))
+    assert shot.stages.mean_ms == pytest.approx({"encoder pass": 50})
+    assert shot.stages.batches == {1: 0.0, 2: 1.0, 4: 0.0}
+    assert shot.cpu_ms > 0
+
+
+def test_the_lock_is_given_up_when_the_next_repeat_would_be_too_much(tmp_path):
+    path = tmp_path / "lock"
+    turns = Turns(path)
+    turns.take()
+    turns.next_repeat()
+    had = threading.Event()
+
+    def other():
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            had.set()
+
+    waiting = threading.Thread(target=other)
+    waiting.start()
+    assert not had.wait(0.3)
+    turns._since -= turns.LONGEST_S
+    turns.next_repeat()
+    assert had.is_set()
+    waiting.join()
 
 
 def decision(batch, front_ms=2.0, encode_ms=30.0):
