@@ -101,7 +101,7 @@ def _stages(arm: str, cell: Cell, stages: list[Stages]) -> Iterator[Measure]:
         values = [one.mean_ms[stage] for one in stages if stage in one.mean_ms]
         yield _measure(f"{stage} mean", "ms", arm, cell, values)
     for size in stages[0].batches:
-        shares = [100 * one.batches[size] for one in stages]
+        shares = [100 * one.batches.get(size, 0.0) for one in stages]
         if any(shares) and arm == ON:
             yield _measure(
                 f"requests in encoder batches up to {size}", "%", arm, cell, shares,
@@ -128,7 +128,7 @@ def curves(taken: Taken) -> Iterator[Curve]:
         if cell.load.clients == 1:
             tokens = float(cell.tokens)
             first[tokens] = [_first(on) - _first(off) for on, off in pairs]
-            passes[tokens] = [on.stages.mean_ms["encoder pass"] for on in repeats]
+            passes[tokens] = [on.stages.mean_ms.get("encoder pass", 0.0) for on in repeats]
             length_cpu[tokens] = cpu
         if cell.tokens == TOKENS:
             crowd_cpu[float(cell.load.clients)] = cpu
