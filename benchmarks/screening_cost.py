@@ -45,7 +45,7 @@ class Screen:
 
     def read(self, words: int) -> tuple[Windows, float]:
         """The windows of a new text, and CPU milliseconds of reading it."""
-        segment = Segment(Origin.USER, prose(words, next(_seeds)))
+        segment = Segment(prose(words, next(_seeds)), Origin.USER)
         reading, spent = _timed(lambda: self._guard.read([segment]))
         return reading.windows, spent
 
