@@ -17,6 +17,7 @@ from benchmarks.serving_arms import OFF, ON
 from benchmarks.stages import STAGES
 
 START, END = "<!-- serving: python -m benchmarks.readme -->", "<!-- end of serving -->"
+NONE = "No run is recorded yet."
 Row = dict[str, Any]
 
 
@@ -24,6 +25,12 @@ def current() -> Path:
     """The whole run, or the quick one where that is all there is."""
     whole = RESULTS / "serving.json"
     return whole if whole.exists() else RESULTS / "serving-quick.json"
+
+
+def block(page: Path) -> str:
+    """What stands between the marks of a page."""
+    result = current()
+    return PAGES[page](json.loads(result.read_text())) if result.exists() else NONE
 
 
 def front_page(record: dict[str, Any]) -> str:
@@ -118,21 +125,20 @@ def _lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield f"| {' | '.join(row)} |"
 
 
-def replace(text: str, block: str) -> str:
+def replace(text: str, new: str) -> str:
     """:raises ValueError: the marks are not there, once each and in this order."""
     if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
         raise ValueError(f"the text must have {START} and {END}, once each")
     before, _, rest = text.partition(START)
-    return f"{before}{START}\n\n{block}\n\n{END}{rest.partition(END)[2]}"
+    return f"{before}{START}\n\n{new}\n\n{END}{rest.partition(END)[2]}"
 
 
 PAGES = {ROOT / "README.md": front_page, ROOT / "benchmarks" / "README.md": details}
 
 
 def main() -> None:
-    record = json.loads(current().read_text())
-    for page, render in PAGES.items():
-        page.write_text(replace(page.read_text(encoding="utf-8"), render(record)))
+    for page in PAGES:
+        page.write_text(replace(page.read_text(encoding="utf-8"), block(page)))
 
 
 if __name__ == "__main__":
