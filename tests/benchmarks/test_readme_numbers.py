@@ -23,8 +23,8 @@ def test_every_load_and_arm_is_in_the_tables(tmp_path):
     front = front_page(record)
     assert "| load | no guard | vauban | same classifier behind a proxy |" in front
     assert "| 512 tokens, 1 client | 10 | +512 | +1,024 |" in front
-    for block in (front, details(record)):
-        assert all(f"| {cell} |" in block for cell in cells)
+    for part in (front, details(record)):
+        assert all(f"| {cell} |" in part for cell in cells)
 
 
 def test_marks_must_be_there_once():
