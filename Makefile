@@ -32,7 +32,7 @@ check: .venv/installed-cpu-dev ## lint and types
 	$(BIN)/mypy
 
 bench: .venv/installed-cpu-dev ## run the benchmarks
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks.run
 
 clean: ## remove .venv, caches and builds
 	rm -rf .venv .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

@@ -38,7 +38,7 @@ class Cell:
 @dataclass(frozen=True)
 class Shot:
     """One load on one arm. `cpu_ms`: processor milliseconds a request of all the arm's processes,
-    which other work on the machine does not add to."""
+    which other work on the machine adds little to."""
 
     sent: Sent
     stages: Stages
@@ -90,7 +90,7 @@ def _measure(
 def _blocked(arm: str, cell: Cell, sent: list[Sent]) -> Iterator[Measure]:
     for kind, lower_is_better in (("attacks", False), ("harmless", True)):
         counts: list[tuple[int, int]] = [getattr(one, kind) for one in sent]
-        shares = [100 * blocked / of for of, blocked in counts]
+        shares = [100 * blocked / max(1, of) for of, blocked in counts]
         yield _measure(
             f"{kind} blocked", "%", arm, cell, shares, lower_is_better=lower_is_better
         )  # fmt: skip
