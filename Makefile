@@ -32,7 +32,7 @@ check: .venv/installed-cpu-dev ## lint and types
 	$(BIN)/mypy
 
 bench: .venv/installed-cpu-dev ## run the benchmarks
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks.run
 
 image: ## build the image `cpu` with buildah, as root on Debian
 	setup/image.sh

@@ -4,7 +4,8 @@
 normalisation, identity or audit work, so it does less for a request than the guard does. As a rule
 such servers judge one request at a time (PEER_BATCHED unset); with PEER_BATCHED they judge all
 that wait in one batch. `proxy` asks first and forwards then, as gateways do before a call; with
-PEER_PARALLEL it forwards at once and holds the answer until the verdict is there.
+PEER_PARALLEL it forwards at once and holds the answer until the verdict is there. PEER_BLOCK_AT is
+the score from which it refuses; without it nothing but a score of 1 is.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from vauban.policy import EncoderPolicy
 from vauban.screening import ScreenQueue
 from vauban.types import Reason
 
-BLOCK_AT = 1.0
 REUSED_FOR_S = 3
 """How long an idle connection is used again. Both servers behind close theirs after five seconds,
 and a request sent on one of those would be lost."""
@@ -59,10 +59,18 @@ def classifier() -> FastAPI:
     return app
 
 
+def _text(content: str | list[dict[str, Any]]) -> str:
+    """Of a chat message: a text, or parts that have one."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content if part["type"] == "text")
+
+
 def proxy() -> FastAPI:
     upstream = os.environ["PEER_UPSTREAM"]
     classify_at = os.environ["PEER_CLASSIFIER"] + "/classify"
     in_parallel = bool(os.environ.get("PEER_PARALLEL"))
+    block_at = float(os.environ.get("PEER_BLOCK_AT", "1"))
     sessions: list[aiohttp.ClientSession] = []
 
     @asynccontextmanager
@@ -75,10 +83,10 @@ def proxy() -> FastAPI:
     app = FastAPI(lifespan=lifespan)
 
     async def blocked(body: dict[str, Any]) -> bool:
-        text = "\n".join(message["content"] for message in body["messages"])
+        text = "\n".join(_text(message["content"]) for message in body["messages"])
         async with sessions[0].post(classify_at, json={"text": text}) as answer:
             answer.raise_for_status()
-            return bool((await answer.json())["score"] >= BLOCK_AT)
+            return bool((await answer.json())["score"] >= block_at)
 
     @app.get("/health")
     async def health() -> Response:

@@ -42,6 +42,7 @@ def provenance(policy_flags: dict[str, Any] | None = None) -> dict[str, Any]:
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
         "hardware": hardware(),
         "load": load(),
+        "nice": os.getpriority(os.PRIO_PROCESS, 0),
     }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class Measure:
     at_least: float | None = None
     lower_is_better: bool = True
     note: str = ""
+    tags: Mapping[str, Any] = field(default_factory=dict)
+    """What the name says, for programs: the arm, the number of clients, ..."""
 
     @property
     def value(self) -> float:
@@ -88,11 +90,14 @@ class Result:
         path.write_text(json.dumps(record, indent=1) + "\n")
         return path
 
-    def show(self, console: Console) -> None:
+    def show(self, console: Console, metrics: Collection[str] | None = None) -> None:
+        """:param metrics: only measures with one of these as their tag `metric`; default: all."""
         table = Table(title=self.benchmark, title_justify="left")
         for column in ("measure", "value", "min", "max", "baseline", "target", "met"):
             table.add_column(column, justify="left" if column == "measure" else "right")
         for m in self.measures:
+            if metrics is not None and m.tags.get("metric") not in metrics:
+                continue
             met = {None: "", True: "yes", False: "[red]no[/red]"}[m.met]
             table.add_row(
                 m.name, _number(m.value, m.unit), _number(min(m.repeats)), _number(max(m.repeats)),

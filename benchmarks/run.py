@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 
 from benchmarks.provenance import load
+from benchmarks.results import Result
 from rich.console import Console
 
 from benchmarks import (
@@ -21,16 +23,22 @@ from benchmarks import (
     front_overhead,
     gpu_cobatch,
     memory,
+    sanitize_throughput,
+    screening_cost,
+    serving,
     triton_latency,
     vs_proxy,
 )
 
-BENCHMARKS = {
+BENCHMARKS: dict[str, Callable[[list[str]], Result | None]] = {
     "front_overhead": front_overhead.main,
+    "sanitize_throughput": lambda _: sanitize_throughput.main(),
     "encoder_latency": encoder_latency.main,
+    "screening_cost": screening_cost.main,
     "extraction_cost": extraction_cost.main,
     "cobatch": cobatch.main,
     "vs_proxy": vs_proxy.main,
+    "serving": serving.main,
     "memory": memory.main,
     "triton_latency": triton_latency.main,
     "gpu_cobatch": gpu_cobatch.main,

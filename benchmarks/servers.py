@@ -9,6 +9,7 @@ but vauban.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
 import socket
@@ -21,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import vllm
 
 from vauban.commands.serve import server_command
 from vauban.standin import make_standin
@@ -53,6 +53,11 @@ class Server:
 
     def children(self) -> list[psutil.Process]:
         return list(self.root.children(recursive=True))
+
+    def cpu_s(self) -> float:
+        """Processor seconds of all its processes so far."""
+        times = [process.cpu_times() for process in (self.root, *self.children())]
+        return sum(time.user + time.system for time in times)
 
     def pause(self) -> None:
         """Stop its processes, so that an idle server takes nothing from the one measured."""
@@ -86,11 +91,12 @@ def guarded_vllm(directory: Path, flags: Sequence[str] = ()) -> Iterator[Server]
 
 
 @contextlib.contextmanager
-def plain_vllm(directory: Path) -> Iterator[Server]:
+def plain_vllm(directory: Path, flags: Sequence[str] = ()) -> Iterator[Server]:
     """The same vLLM, the same flags; vauban is not installed."""
     port = free_port()
     model = str(make_standin(directory / "model"))
-    with_guard, _ = server_command(model, [*VLLM_FLAGS, "--port", str(port), "--host", LOOPBACK])
+    own = [*VLLM_FLAGS, "--port", str(port), "--host", LOOPBACK, *flags]
+    with_guard, _ = server_command(model, own)
     environ = {**os.environ, "PYTHONPATH": str(_packages_without_vauban(directory))}
     command = [with_guard[0], "-S", *with_guard[1:]]
     with running(command, environ, port, directory / "plain.log") as server:
@@ -164,7 +170,10 @@ def _packages_without_vauban(directory: Path) -> Path:
     if target.is_dir():
         return target
     target.mkdir(parents=True)
-    for entry in Path(vllm.__file__).parents[1].iterdir():
+    spec = importlib.util.find_spec("vllm")  # not imported: that takes many seconds
+    assert spec is not None
+    assert spec.origin is not None
+    for entry in Path(spec.origin).parents[1].iterdir():
         if "vauban" not in entry.name.lower() and entry.suffix != ".pth":
             (target / entry.name).symlink_to(entry)
     return target

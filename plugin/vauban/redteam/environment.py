@@ -21,7 +21,7 @@ from rich.console import Console
 from vauban.errors import ToolFailed
 
 INSTALL_TIMEOUT_S = 1_800
-VERSIONS = {"garak": "0.17.1", "pyrit": "1.1.0"}
+VERSIONS = {"garak": "0.17.1", "llm-guard": "0.3.16", "pyrit": "1.1.0"}
 _TAIL_CHARS = 1_500
 
 
