@@ -88,18 +88,21 @@ class Result:
         )
 
 
-def job_frame(job: Job, policy: SandboxPolicy, *, fresh: bool) -> bytes:
-    """The frame of a job, with the entropy and the time that the guest starts from."""
+READY: Final = {"ready": True}
+"""What a guest says when it has been started or prepared."""
+
+
+def job_frame(job: Job | None, policy: SandboxPolicy) -> bytes:
+    """The frame of a job, with the entropy and the time that the guest starts from; without a job:
+    prepare for one, with nothing left of those before."""
+    files = {**job.files, job.program: job.code} if job else {}
     fields = {
         "entropy": base64.b64encode(secrets.token_bytes(ENTROPY_BYTES)).decode(),
         "time_ns": time.time_ns(),
-        "fresh": fresh,
-        "program": job.program,
-        "files": {
-            name: base64.b64encode(data).decode()
-            for name, data in {**job.files, job.program: job.code}.items()
-        },
-        "results": list(job.results),
+        "prepare": job is None,
+        "program": job.program if job else "",
+        "files": {name: base64.b64encode(data).decode() for name, data in files.items()},
+        "results": list(job.results) if job else [],
         "limits": {
             "wall_s": policy.wall_s,
             "cpu_s": policy.cpu_s,

@@ -126,6 +126,8 @@ def _make_root(packages: Iterable[Path], root: Path) -> None:
     (etc / "group").write_text("root:x:0:\nnogroup:x:65534:\n")
     (root / "usr/lib/vauban").mkdir()
     shutil.copyfile(guest_files()["agent.py"], root / "usr/lib/vauban/agent.py")
+    for hook in root.glob("**/sitecustomize.py"):
+        hook.unlink()
     # Compiled by the guest's own Python; the emulated processor would take seconds each time.
     _run(
         ["bwrap", "--unshare-all", "--die-with-parent", "--clearenv", "--bind", str(root), "/",

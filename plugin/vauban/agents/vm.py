@@ -10,6 +10,7 @@ from typing import Final
 
 from vauban.agents import jail, qemu
 from vauban.agents.frames import (
+    READY,
     Job,
     Reason,
     Result,
@@ -53,7 +54,6 @@ class Vm:
         self.tier = "vm-hw" if machine.accelerator == "kvm" else "vm-tcg"
         self.started = time.monotonic()
         self._policy = policy
-        self._used = False
         self._memory = -1 if snapshot is not None else _new_memory(machine.memory_bytes)
         memory = self._memory if snapshot is None else snapshot.memory
         self._port, port = socket.socketpair()
@@ -88,10 +88,9 @@ class Vm:
         deadline = time.monotonic() + within_s
         vm = cls(machine, image, policy, None)
         try:
-            ready = receive(vm._port, READY_BYTES, deadline)
-            if ready != {"ready": True}:
-                raise GuestFailed("the guest does not greet as it should")
+            vm._expect_ready(deadline)
             vm._monitor.greet()
+            vm.prepare(deadline)
         except TimeoutError:
             raise GuestFailed(f"the guest was not up in {within_s:g} s{vm.kill()}") from None
         except GuestFailed as error:
@@ -156,6 +155,23 @@ class Vm:
         """What limits the emulator: its control group, or resource limits only."""
         return self._jailed.limited_by
 
+    def prepare(self, deadline: float) -> None:
+        """Have the guest forget what ran before, and be ready for a program.
+
+        :raises TimeoutError: not by the deadline, on `time.monotonic`'s clock.
+        :raises GuestFailed: it does not answer rightly.
+        """
+        try:
+            self._port.settimeout(GRACE_S)
+            self._port.sendall(job_frame(None, self._policy))
+        except OSError:
+            raise GuestFailed("the guest takes nothing") from None
+        self._expect_ready(deadline)
+
+    def _expect_ready(self, deadline: float) -> None:
+        if receive(self._port, READY_BYTES, deadline) != READY:
+            raise GuestFailed("the guest does not greet as it should")
+
     def run(self, job: Job, started: float | None = None) -> Result:
         """Run a program and wait for it, at most its time and a little.
 
@@ -164,11 +180,9 @@ class Vm:
         """
         begun = time.monotonic() if started is None else started
         deadline = time.monotonic() + self._policy.wall_s + GRACE_S
-        frame = job_frame(job, self._policy, fresh=not self._used)
-        self._used = True
         try:
             self._port.settimeout(GRACE_S + self._policy.wall_s)
-            self._port.sendall(frame)
+            self._port.sendall(job_frame(job, self._policy))
             fields = receive(self._port, max_answer_bytes(self._policy), deadline)
             return read_result(fields, job, self._policy, self.tier, time.monotonic() - begun)
         except TimeoutError:

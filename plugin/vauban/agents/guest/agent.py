@@ -119,8 +119,13 @@ def set_up() -> None:
     write("/proc/self/oom_score_adj", "-1000")
 
 
+def prepare(limits: dict[str, Any]) -> None:
+    """Empty writable places and a new control group; what was there is gone."""
+    fresh_disks(limits["disk_bytes"])
+    new_group(limits)
+
+
 def fresh_disks(limit_bytes: int) -> None:
-    """Empty writable places; what was in them is gone."""
     for place, mode in DISKS:
         LIBC.umount2(place.encode(), MNT_DETACH)
         options = f"size={limit_bytes},nr_inodes=8192,mode={mode},uid={NOBODY},gid={NOBODY}"
@@ -222,11 +227,10 @@ def end_all(pid: int) -> int:
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Run the program of a frame; the answer's fields."""
     limits = job["limits"]
-    if job["fresh"]:
-        fresh_disks(limits["disk_bytes"])
     for name, data in job["files"].items():
         put(name, binascii.a2b_base64(data))
-    new_group(limits)
+    if spent_s():
+        new_group(limits)  # one before it in the same session; its counters are not this one's
     out, err = os.pipe(), os.pipe()
     started = time.monotonic()
     pid = os.fork()
@@ -346,7 +350,11 @@ def main() -> None:
         job = json.loads(read_exactly(port, length))
         reseed(binascii.a2b_base64(job["entropy"]))
         time.clock_settime_ns(time.CLOCK_REALTIME, job["time_ns"])
-        write_frame(port, run(job))
+        if job["prepare"]:
+            prepare(job["limits"])
+            write_frame(port, {"ready": True})
+        else:
+            write_frame(port, run(job))
 
 
 if __name__ == "__main__":
