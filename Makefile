@@ -1,6 +1,6 @@
 # Everything is installed into .venv and runs from there; a second run installs nothing.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench redteam clean
+.PHONY: help demo test check bench redteam sandbox clean
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
@@ -20,11 +20,13 @@ help: ## list these targets
 demo: .venv/installed-cpu-demo ## start a guarded vLLM on the CPU, send it a dozen requests
 	$(BIN)/vauban demo
 
-test: .venv/installed-cpu-dev .venv/triton/complete ## run the tests, with a real vLLM and a real Triton
+test: .venv/installed-cpu-dev .venv/triton/complete .venv/sandbox/manifest.json ## run the tests, with a real vLLM and a real Triton
 	$(BIN)/pytest
 
 redteam: .venv/installed-cpu-dev ## attack a guarded and an unguarded server with garak
 	$(BIN)/pytest -m slow tests/live/test_live_redteam.py
+
+sandbox: .venv/sandbox/manifest.json ## build the image of the virtual machine that code runs in
 
 check: .venv/installed-cpu-dev ## lint and types
 	$(BIN)/ruff check
@@ -48,6 +50,11 @@ clean: ## remove .venv, caches and builds
 .venv/triton/complete: .venv/installed-cpu-dev
 	$(BIN)/vauban triton install
 	@touch $@
+
+# The guest of the sandbox, from Debian's packages.
+.venv/sandbox/manifest.json: .venv/installed-cpu-dev plugin/vauban/agents/image_build.py \
+		$(wildcard plugin/vauban/agents/guest/*)
+	$(BIN)/vauban sandbox build
 
 $(BIN)/uv: setup/venv.sh setup/apt-packages.txt
 	setup/venv.sh

@@ -9,13 +9,13 @@ from vauban.policy_base import Section, field
 
 
 class SandboxPolicy(Section):
-    """Where the model's code runs (`vauban sandbox`), and what it may use. Not read by the servers."""
+    """Where the model's code runs (`vauban sandbox`), and what it may use."""
 
     floor: Literal["vm", "gvisor", "wasm", "bubblewrap"] = field(
         "vm",
         "Weakest isolation that code may run in. vm: a virtual machine, by the processor (vm-hw) or"
-        " else emulated in a jail (vm-tcg). The others are weaker; this version has none of them, so"
-        " naming one changes nothing yet.",
+        " else emulated in a jail (vm-tcg). The others are weaker, and this version has none of"
+        " them: naming one changes nothing yet.",
     )
     image: Path | None = field(
         None,

@@ -232,6 +232,10 @@ class AuditLog:
         if self._log is not None:
             self._log.info("approval", **fields)
 
+    def sandbox(self, **fields: Any) -> None:
+        if self._log is not None:
+            self._log.info("sandbox", **fields)
+
     def refused(self, **fields: Any) -> None:
         if self._log is not None:
             self._log.info("refused", **fields)

@@ -69,7 +69,7 @@ def new_group(memory_bytes: int, processes: int) -> Group | None:
             parent = _own_v2()
             if parent is None:
                 return None
-            settings = {
+            settings: dict[str, int | str] = {
                 "memory.max": memory_bytes,
                 "memory.swap.max": 0,
                 "pids.max": processes,

@@ -26,7 +26,17 @@ KERNEL: Final = "linux-image-cloud-amd64"
 PACKAGES: Final = ("python3-minimal", "libpython3-stdlib", "busybox-static")
 LEFT_OUT: Final = frozenset({"dpkg", "tar", "busybox-static"})
 MODULES: Final = ("virtio_mmio", "virtio_blk", "virtio_console", "erofs")
-TOOLS: Final = ("apt-get", "apt-cache", "dpkg-deb", "tar", "mkfs.erofs", "cpio", "bwrap", "lz4", "zstd")
+TOOLS: Final = (
+    "apt-get",
+    "apt-cache",
+    "dpkg-deb",
+    "tar",
+    "mkfs.erofs",
+    "cpio",
+    "bwrap",
+    "lz4",
+    "zstd",
+)
 _TOP: Final = ("dev", "proc", "run", "sys", "tmp", "work")
 _MERGED: Final = ("bin", "lib", "lib64", "sbin")
 _EPOCH: Final = "1700000000"
@@ -122,7 +132,9 @@ def _make_root(packages: Iterable[Path], root: Path) -> None:
         shutil.rmtree(root / "usr/share" / name, ignore_errors=True)
     etc = root / "etc"
     etc.mkdir(exist_ok=True)
-    (etc / "passwd").write_text("root:x:0:0::/:/bin/false\nnobody:x:65534:65534::/work:/bin/false\n")
+    (etc / "passwd").write_text(
+        "root:x:0:0::/:/bin/false\nnobody:x:65534:65534::/work:/bin/false\n"
+    )
     (etc / "group").write_text("root:x:0:\nnogroup:x:65534:\n")
     (root / "usr/lib/vauban").mkdir()
     shutil.copyfile(guest_files()["agent.py"], root / "usr/lib/vauban/agent.py")
@@ -170,9 +182,7 @@ def load_order(boot: Path) -> dict[str, bytes]:
 
     :raises ImageError: the kernel lacks one.
     """
-    paths = {
-        path.name.partition(".ko")[0].replace("-", "_"): path for path in boot.rglob("*.ko*")
-    }
+    paths = {path.name.partition(".ko")[0].replace("-", "_"): path for path in boot.rglob("*.ko*")}
     builtin = {
         Path(line).name.partition(".ko")[0].replace("-", "_")
         for listed in boot.rglob("modules.builtin")

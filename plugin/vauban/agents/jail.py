@@ -100,8 +100,8 @@ def start(
         *command,
     ]
     try:
-        process = _SPAWNER.submit(
-            subprocess.Popen,
+        process: subprocess.Popen[bytes] = _SPAWNER.submit(
+            _popen,
             full,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -130,6 +130,10 @@ def start(
         jailed.kill()
         raise NoIsolation(f"the jail can't be limited: {error.strerror}") from None
     return jailed
+
+
+def _popen(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, **options)  # noqa: S603 - the jail's own command line
 
 
 # It must be in its control group before it has children, which would stay outside.

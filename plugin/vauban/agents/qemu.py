@@ -1,7 +1,7 @@
 """QEMU's command line, and the few commands of its monitor (QMP) that are needed.
 
-One command line for the hardware's virtualisation (KVM) and for emulation (TCG). There is no network
-device in it, and no other device than a read-only disk and one port.
+One command line for the hardware's virtualisation (KVM) and for emulation (TCG). There is no
+network device in it, and no other device than a read-only disk and one port.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def command(machine: Machine, image: Image, wiring: Wiring, *, restore: bool) ->
         is mapped privately and can't be written; otherwise boot, and write into that memory.
     :raises NoIsolation: QEMU is missing or too old.
     """
-    memory = f"memory-backend-file,id=ram0,size={machine.memory_bytes},mem-path={_fd(wiring.memory)}"
+    memory = (
+        f"memory-backend-file,id=ram0,size={machine.memory_bytes},mem-path={_fd(wiring.memory)}"
+    )
     memory += ",share=off,readonly=on,rom=off" if restore else ",share=on"
     if machine.accelerator == "kvm":
         accelerator, processor = "kvm", "host,migratable=on"

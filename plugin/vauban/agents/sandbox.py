@@ -1,4 +1,4 @@
-"""The sandbox: give it a program, get what it printed. Nothing runs outside of a virtual machine."""
+"""The sandbox: give it a program, get what it printed. Nothing runs but in a virtual machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vauban.agents.canary import check
 from vauban.agents.frames import Job, Result
 from vauban.agents.image import default_directory, load_image
 from vauban.agents.template import WARM_UP, cache_directory
-from vauban.agents.tiers import VM_TCG, Tier, choose
+from vauban.agents.tiers import Tier, choose
 from vauban.agents.vm import Vm
 from vauban.errors import GuestFailed, NoIsolation, SandboxBusy
 from vauban.policy_sandbox import SandboxPolicy
@@ -95,11 +95,6 @@ class Sandbox:
         cgroup.sweep()
         self._image = load_image(policy.image or default_directory())
         self.tier: Tier = choose(self._image, policy, cache or cache_directory())
-        if self.tier.name == VM_TCG:
-            logger.warning(
-                "the sandbox emulates its processor (%s): programs run some ten times slower",
-                "; ".join(self.tier.passed_over),
-            )
         self._slots = threading.Semaphore(policy.max_running)
         self._waiting = threading.Semaphore(policy.max_running + policy.max_waiting)
         self._sessions: dict[str, Vm] = {}
@@ -114,12 +109,14 @@ class Sandbox:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def clone(self) -> Vm:
+    def clone(self, policy: SandboxPolicy | None = None) -> Vm:
         """A clone that has run nothing.
 
+        :param policy: the limits of what it will run; default: those of the sandbox.
         :raises GuestFailed: it can't be started.
         """
-        return Vm.restore(self.tier.machine, self._image, self.policy, self.tier.snapshot)
+        limits = policy or self.policy
+        return Vm.restore(self.tier.machine, self._image, limits, self.tier.snapshot)
 
     def run(self, job: Job, session: str = "") -> Result:
         """Run a program to its end, or to that of its time.
@@ -164,7 +161,10 @@ class Sandbox:
             result = vm.run(job, started)
             if shared and vm.alive:
                 with self._lock:
-                    if session not in self._sessions and len(self._sessions) < self.policy.max_running:
+                    if (
+                        session not in self._sessions
+                        and len(self._sessions) < self.policy.max_running
+                    ):
                         self._sessions[session] = vm
                         kept = True
             return result

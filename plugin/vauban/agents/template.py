@@ -125,9 +125,7 @@ def _save(snapshot: Snapshot, place: Path) -> None:
             made.mkdir(mode=0o700)
             digests = {
                 name: _write(descriptor, made / name)
-                for name, descriptor in zip(
-                    _NAMES, (snapshot.memory, snapshot.state), strict=True
-                )
+                for name, descriptor in zip(_NAMES, (snapshot.memory, snapshot.state), strict=True)
             }
             (made / "digests.json").write_text(json.dumps(digests))
             shutil.rmtree(place, ignore_errors=True)

@@ -88,9 +88,7 @@ def probe(machine: Machine, image: Image, policy: SandboxPolicy, cache: Path) ->
     try:
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         if is_private(cache):
-            known.write_text(
-                json.dumps({"boot": boot, "user": os.geteuid(), "refused": refused})
-            )
+            known.write_text(json.dumps({"boot": boot, "user": os.geteuid(), "refused": refused}))
     except OSError:
         pass
     return refused

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
@@ -61,12 +61,10 @@ def run(
     files = {path.name: _bytes(path, policy.max_input_bytes) for path in put or ()}
     job = Job(_bytes(file, policy.max_code_bytes), files, tuple(take or ()), file.name)
     job.check(policy)
-    with Sandbox(policy) as sandbox:
+    with Sandbox(policy, canary=False) as sandbox:
         result = sandbox.run(job)
-    sys.stdout.buffer.write(result.out)
-    sys.stdout.flush()
-    sys.stderr.buffer.write(result.err)
-    sys.stderr.flush()
+    _pass_on(result.out, sys.stdout)
+    _pass_on(result.err, sys.stderr)
     for name, data in result.files.items():
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
@@ -111,6 +109,15 @@ def serve(
     from vauban.agents.tool_server import read_credentials, serve_tool
 
     serve_tool(_policy(policy_file), read_credentials(credentials), host, port)
+
+
+def _pass_on(data: bytes, stream: TextIO) -> None:
+    """To a file or a pipe as it is; to a terminal without anything that the terminal would obey."""
+    if stream.isatty():
+        text = data.decode(errors="replace")
+        data = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text).encode()
+    stream.buffer.write(data)
+    stream.flush()
 
 
 def _policy(file: Path | None) -> Policy:

@@ -275,7 +275,7 @@ def reason(known: str, status: int, cpu_s: float, most_cpu_s: int) -> str:
 
 
 def put(name: str, data: bytes) -> None:
-    """Write a file for the program. What a program before it left there is replaced, not followed."""
+    """Write a file for the program. What one before it left there is replaced, not followed."""
     path = f"{WORK}/{name}"
     try:
         os.unlink(path)

@@ -1,0 +1,89 @@
+"""One sandbox for all tests: a guest that is booted once, and cloned for each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vauban.agents.frames import Job, Result
+from vauban.agents.image import Image, default_directory, load_image
+from vauban.agents.image_build import build_image
+from vauban.agents.sandbox import Sandbox
+from vauban.agents.template import template
+from vauban.agents.tiers import VM_TCG, Tier, choose
+from vauban.errors import ImageError
+from vauban.policy_sandbox import SandboxPolicy
+
+PATIENT = {"wall_s": 60, "cpu_s": 60, "pool": 0}
+"""A busy machine emulates slowly, which is not what is tested."""
+
+
+@pytest.fixture(scope="session")
+def image_directory() -> Path:
+    """The image that `make test` has built; missing tools fail here, they don't skip."""
+    directory = default_directory()
+    try:
+        load_image(directory).close()
+    except ImageError:
+        build_image(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def image(image_directory: Path) -> Iterator[Image]:
+    image = load_image(image_directory)
+    yield image
+    image.close()
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the snapshot is kept."""
+    place = tmp_path_factory.mktemp("sandbox")
+    place.chmod(0o700)
+    return place
+
+
+@pytest.fixture(scope="session")
+def policy() -> SandboxPolicy:
+    return SandboxPolicy(**PATIENT)
+
+
+@pytest.fixture(scope="session")
+def sandbox(image_directory: Path, cache: Path, policy: SandboxPolicy) -> Iterator[Sandbox]:
+    """With the canary: it has passed."""
+    with Sandbox(policy, cache) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="session")
+def limited(sandbox: Sandbox) -> Callable[..., Result]:
+    """limited(code, wall_s=..., ...) -> the result of a program in a clone with these limits."""
+
+    def run(code: str, job: Job | None = None, **limits: int) -> Result:
+        vm = sandbox.clone(sandbox.policy.model_copy(update=limits))
+        try:
+            return vm.run(job or Job(code.encode()))
+        finally:
+            vm.kill()
+
+    return run
+
+
+def emulators() -> set[int]:
+    """Process ids of all emulators of ours on this machine, as far as /proc shows them."""
+    found = set()
+    for place in Path("/proc").iterdir():
+        if place.name.isdecimal():
+            try:
+                if b"qemu-system" in (place / "cmdline").read_bytes():
+                    found.add(int(place.name))
+            except OSError:
+                continue
+    return found
+
+
+__all__ = ["PATIENT", "VM_TCG", "Tier", "choose", "emulators", "os", "template"]
