@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from vauban.agents.frames import Job, Result
 from vauban.agents.image import Image, default_directory, load_image
 from vauban.agents.image_build import build_image
 from vauban.agents.sandbox import Sandbox
-from vauban.agents.template import template
-from vauban.agents.tiers import VM_TCG, Tier, choose
+from vauban.agents.template import cache_directory
 from vauban.errors import ImageError
 from vauban.policy_sandbox import SandboxPolicy
 
@@ -40,11 +38,9 @@ def image(image_directory: Path) -> Iterator[Image]:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the snapshot is kept."""
-    place = tmp_path_factory.mktemp("sandbox")
-    place.chmod(0o700)
-    return place
+def cache() -> Path:
+    """Where snapshots are kept: with those of the command, so that only the first run boots one."""
+    return cache_directory()
 
 
 @pytest.fixture(scope="session")
@@ -71,19 +67,3 @@ def limited(sandbox: Sandbox) -> Callable[..., Result]:
             vm.kill()
 
     return run
-
-
-def emulators() -> set[int]:
-    """Process ids of all emulators of ours on this machine, as far as /proc shows them."""
-    found = set()
-    for place in Path("/proc").iterdir():
-        if place.name.isdecimal():
-            try:
-                if b"qemu-system" in (place / "cmdline").read_bytes():
-                    found.add(int(place.name))
-            except OSError:
-                continue
-    return found
-
-
-__all__ = ["PATIENT", "VM_TCG", "Tier", "choose", "emulators", "os", "template"]

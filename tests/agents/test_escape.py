@@ -77,7 +77,10 @@ def write(path):
         stream.write("x")
     return "open"
 
-attempt("udp", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", PORT)))
+def datagram():
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", PORT))
+
+attempt("udp", datagram)
 attempt("ipv6", lambda: socket.socket(socket.AF_INET6, socket.SOCK_STREAM).connect(("::1", PORT)))
 attempt("vsock", lambda: socket.socket(40, socket.SOCK_STREAM) and "open")
 attempt("raw", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW) and "open")
@@ -215,7 +218,9 @@ def test_the_guest_gives_no_rights(limited: Limited, bait: dict[str, Any]) -> No
     ids=["loop", "signals ignored", "memory", "output"],
 )
 def test_a_bomb_is_ended(limited: Limited, code: str, reason: Reason) -> None:
-    result = limited(code, wall_s=5 if reason is Reason.TIME_LIMIT else 60, max_output_bytes=100_000)
+    result = limited(
+        code, wall_s=5 if reason is Reason.TIME_LIMIT else 60, max_output_bytes=100_000
+    )
     assert result.reason is reason
     assert result.status == 128 + signal.SIGKILL
     assert len(result.out) + len(result.err) <= 100_000

@@ -92,24 +92,12 @@ def start(
         resource.RLIMIT_FSIZE: 2 * memory_bytes,
     }
     group = cgroup.new_group(memory_bytes + OVERHEAD_BYTES, MAX_PROCESSES)
-    full = [
-        *_WHEN_TOLD,
-        *_limited(limits),
-        *jail_arguments(filter_fd, devices),
-        "--",
-        *command,
-    ]
+    arguments = jail_arguments(filter_fd, devices)
     try:
         process: subprocess.Popen[bytes] = _SPAWNER.submit(
             _popen,
-            full,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            [*_WHEN_TOLD, *_limited(limits), *arguments, "--", *command],
             pass_fds=(*descriptors, filter_fd),
-            env={},
-            cwd="/",
-            start_new_session=True,
             **_another_user(devices),
         ).result()
     except OSError as error:
@@ -133,7 +121,16 @@ def start(
 
 
 def _popen(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, **options)  # noqa: S603 - the jail's own command line
+    return subprocess.Popen(  # noqa: S603 - the jail's own command line
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={},
+        cwd="/",
+        start_new_session=True,
+        **options,
+    )
 
 
 # It must be in its control group before it has children, which would stay outside.
