@@ -21,6 +21,7 @@ from benchmarks import (
     front_overhead,
     gpu_cobatch,
     memory,
+    sandbox_start,
     triton_latency,
     vs_proxy,
 )
@@ -34,6 +35,7 @@ BENCHMARKS = {
     "memory": memory.main,
     "triton_latency": triton_latency.main,
     "gpu_cobatch": gpu_cobatch.main,
+    "sandbox_start": sandbox_start.main,
 }
 BUSY = 0.5
 """Load average above which another program is taking a good part of a core."""

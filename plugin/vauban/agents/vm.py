@@ -24,7 +24,7 @@ from vauban.agents.qemu import Machine, Monitor, Wiring
 from vauban.errors import GuestFailed
 from vauban.policy_sandbox import SandboxPolicy
 
-BOOT_S: Final = 120.0
+BOOT_S: Final = 300.0
 MONITOR_S: Final = 30.0
 GRACE_S: Final = 5.0
 """What a program may take beyond its time, for the start of a clone on a busy machine."""
