@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx2
 import pytest
 import uvicorn
 from starlette.applications import Starlette
@@ -181,7 +182,7 @@ async def test_vllms_own_client_runs_a_program(server: tuple[str, Path]) -> None
 async def test_vllms_client_without_the_credential_gets_no_tool(server: tuple[str, Path]) -> None:
     from vllm.entrypoints.mcp.tool_server import MCPToolServer
 
-    with pytest.raises(BaseExceptionGroup):
+    with pytest.raises(httpx2.HTTPStatusError, match="401"):
         await MCPToolServer().add_tool_server(server[0])
 
 

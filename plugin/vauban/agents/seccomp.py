@@ -42,6 +42,7 @@ ALLOWED: Final = (
     "getuid", "prctl", "prlimit64", "seccomp", "sysinfo", "times", "umask", "uname", "wait4",
 )  # fmt: skip
 NAMESPACE_FLAGS: Final = 0x7E020080  # every CLONE_NEW* that clone(2) takes
+CLONE_THREAD: Final = 0x00010000
 
 _ALLOW: Final = 0x7FFF0000
 _ERRNO: Final = 0x00050000
@@ -74,12 +75,12 @@ def emulator_filter() -> int:
         for call in ALLOWED:
             if (number := library.seccomp_syscall_resolve_name(call.encode())) >= 0:
                 _checked(library.seccomp_rule_add(context, _ALLOW, number, 0), call)
-        # Threads, but no namespaces. The flags of clone3 lie in memory, where no filter can look,
-        # so it is "not there", and the C library falls back to clone.
+        # Threads, but no processes and no namespaces. The flags of clone3 lie in memory, where no
+        # filter can look, so it is "not there", and the C library falls back to clone.
         clone = library.seccomp_syscall_resolve_name(b"clone")
-        no_namespace = _Comparison(0, _MASKED_EQ, NAMESPACE_FLAGS, 0)
+        only_thread = _Comparison(0, _MASKED_EQ, NAMESPACE_FLAGS | CLONE_THREAD, CLONE_THREAD)
         _checked(library.seccomp_rule_add_array(
-            context, _ALLOW, clone, 1, ctypes.byref(no_namespace)), "clone")  # fmt: skip
+            context, _ALLOW, clone, 1, ctypes.byref(only_thread)), "clone")  # fmt: skip
         clone3 = library.seccomp_syscall_resolve_name(b"clone3")
         _checked(library.seccomp_rule_add(context, _ERRNO | errno.ENOSYS, clone3, 0), "clone3")
         descriptor = os.memfd_create("seccomp", os.MFD_CLOEXEC)

@@ -49,6 +49,8 @@ SETTINGS = {
 HIDDEN = ("cmdline", "kallsyms", "iomem", "kcore", "sysrq-trigger")
 OPEN_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": WORK, "LANG": "C.UTF-8", "TMPDIR": "/tmp"}  # noqa: S108
+PREPARED: dict[str, Any] = {}
+"""The limits that the guest is prepared for."""
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -98,8 +100,8 @@ def set_up() -> None:
     """Mounts and kernel settings of the guest, once."""
     safe = MS_NOSUID | MS_NODEV | MS_NOEXEC
     mount("proc", "/proc", "proc", safe, "hidepid=2")
-    mount("run", "/run", "tmpfs", safe, "size=64k,mode=0755")
-    os.mkdir(CGROUPS, 0o700)
+    mount("run", "/run", "tmpfs", safe, "size=64k,mode=0700")
+    os.mkdir(CGROUPS)
     mount("cgroup", CGROUPS, "cgroup2", safe)
     write(f"{CGROUPS}/cgroup.subtree_control", "+memory +pids +cpu")
     for name, value in SETTINGS.items():
@@ -123,6 +125,7 @@ def prepare(limits: dict[str, Any]) -> None:
     """Empty writable places and a new control group; what was there is gone."""
     fresh_disks(limits["disk_bytes"])
     new_group(limits)
+    PREPARED.update(limits)
 
 
 def fresh_disks(limit_bytes: int) -> None:
@@ -227,6 +230,8 @@ def end_all(pid: int) -> int:
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Run the program of a frame; the answer's fields."""
     limits = job["limits"]
+    if any(PREPARED[name] != limits[name] for name in ("disk_bytes", "processes")):
+        prepare(limits)  # the snapshot was made under other limits
     for name, data in job["files"].items():
         put(name, binascii.a2b_base64(data))
     if spent_s():
@@ -298,16 +303,17 @@ def results(names: list[str], room: int) -> tuple[dict[str, str], dict[str, str]
         except OSError as error:
             missing[name] = os.strerror(error.errno or 0)
             continue
-        with open(descriptor, "rb") as stream:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                missing[name] = "Not a regular file"
-            elif status.st_size > room:
-                missing[name] = "Too large"
-            else:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            missing[name] = "Not a regular file"
+        elif status.st_size > room:
+            missing[name] = "Too large"
+        else:
+            with open(descriptor, "rb", closefd=False) as stream:
                 data = stream.read(room)
-                room -= len(data)
-                found[name] = encoded(data)
+            room -= len(data)
+            found[name] = encoded(data)
+        os.close(descriptor)
     return found, missing
 
 
