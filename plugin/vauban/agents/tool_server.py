@@ -255,12 +255,12 @@ def tool_app(
         await tool.end(_connection(ctx))
         return "ended"
 
-    @server.custom_route("/metrics", methods=["GET"])
     async def show_metrics(_: Request) -> Response:
         return Response(generate_latest(metrics.registry), media_type="text/plain")
 
     longest = 2 * sandbox.policy.max_code_bytes + MAX_BODY_OVERHEAD_BYTES
     app: Starlette = server.sse_app(host=host, max_request_body_size=longest)
+    app.add_route("/metrics", show_metrics)
     return Gate(app, credentials, sandbox.policy.max_sessions)
 
 

@@ -21,7 +21,7 @@ from vauban.agents.frames import (
 )
 from vauban.agents.image import Image, seal
 from vauban.agents.qemu import Machine, Monitor, Wiring
-from vauban.errors import GuestFailed
+from vauban.errors import GuestFailed, NoIsolation
 from vauban.policy_sandbox import SandboxPolicy
 
 BOOT_S: Final = 300.0
@@ -70,7 +70,7 @@ class Vm:
                 descriptors=inherited,
                 devices=machine.devices,
             )
-        except BaseException:
+        except NoIsolation:
             self._close()
             raise
         finally:
