@@ -15,9 +15,6 @@ from vauban.agents.template import cache_directory
 from vauban.errors import ImageError
 from vauban.policy_sandbox import SandboxPolicy
 
-PATIENT = {"wall_s": 60, "cpu_s": 60, "pool": 0}
-"""A busy machine emulates slowly, which is not what is tested."""
-
 
 @pytest.fixture(scope="session")
 def image_directory() -> Path:
@@ -45,7 +42,8 @@ def cache() -> Path:
 
 @pytest.fixture(scope="session")
 def policy() -> SandboxPolicy:
-    return SandboxPolicy(**PATIENT)
+    """A busy machine emulates slowly, which is not what is tested."""
+    return SandboxPolicy(wall_s=60, cpu_s=60, pool=0)
 
 
 @pytest.fixture(scope="session")
