@@ -52,10 +52,11 @@ clean: ## remove .venv, caches and builds
 	@touch $@
 
 # The guest of the sandbox, from Debian's packages.
-.venv/sandbox/manifest.json: .venv/installed-cpu-dev plugin/vauban/agents/image_build.py \
-		$(wildcard plugin/vauban/agents/guest/*)
+.venv/sandbox/manifest.json: .venv/installed-cpu-dev setup/apt-sandbox.txt \
+		plugin/vauban/agents/image_build.py $(wildcard plugin/vauban/agents/guest/*)
+	setup/apt.sh setup/apt-sandbox.txt
 	$(BIN)/vauban sandbox build
 
-$(BIN)/uv: setup/venv.sh setup/apt-packages.txt
+$(BIN)/uv: setup/venv.sh setup/apt.sh setup/apt-packages.txt
 	setup/venv.sh
 	@touch $@
