@@ -60,7 +60,7 @@ def build_image(directory: Path) -> str:
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         raise ImageError(
             f"missing: {', '.join(missing)}; they are in the packages that"
-            " setup/apt-packages.txt lists, and the image is built on Debian 12 or later"
+            " setup/apt-sandbox.txt lists, and the image is built on Debian 12 or later"
         )
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".sandbox-") as place:

@@ -117,7 +117,7 @@ def binary() -> str:
     """
     path = shutil.which(BINARY)
     if path is None:
-        raise NoIsolation(f"{BINARY} is missing; setup/apt-packages.txt names its package")
+        raise NoIsolation(f"{BINARY} is missing; setup/apt-sandbox.txt names its package")
     if version(path) < AT_LEAST:
         found = ".".join(map(str, version(path)))
         raise NoIsolation(
