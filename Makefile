@@ -1,6 +1,6 @@
 # Everything is installed into .venv and runs from there; a second run installs nothing.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench redteam image clean
+.PHONY: help demo test check bench redteam sandbox image clean
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
@@ -20,11 +20,13 @@ help: ## list these targets
 demo: .venv/installed-cpu-demo ## start a guarded vLLM on the CPU, send it a dozen requests
 	$(BIN)/vauban demo
 
-test: .venv/installed-cpu-dev .venv/triton/complete ## run the tests, with a real vLLM and a real Triton
+test: .venv/apt-test .venv/installed-cpu-dev .venv/triton/complete .venv/sandbox/manifest.json ## run the tests, with a real vLLM and a real Triton
 	$(BIN)/pytest
 
-redteam: .venv/installed-cpu-dev ## attack a guarded vLLM with garak and PyRIT, and judge what they find
+redteam: .venv/apt-test .venv/installed-cpu-dev ## attack a guarded vLLM with garak and PyRIT, and judge what they find
 	$(BIN)/pytest tests/live/test_live_redteam.py
+
+sandbox: .venv/sandbox/manifest.json ## build the image of the virtual machine that code runs in
 
 check: .venv/installed-cpu-dev ## lint and types
 	$(BIN)/ruff check
@@ -47,11 +49,21 @@ clean: ## remove .venv, caches and builds
 		-e '.[$(subst -,$(comma),$*)]'
 	@touch $@
 
+.venv/apt-%: $(BIN)/uv
+	setup/apt.sh $*
+	@touch $@
+
 # A tritonserver in an environment of its own.
 .venv/triton/complete: .venv/installed-cpu-dev
 	$(BIN)/vauban triton install
 	@touch $@
 
-$(BIN)/uv: setup/venv.sh setup/apt-packages.txt
+# The guest of the sandbox, from Debian's packages.
+.venv/sandbox/manifest.json: .venv/installed-cpu-dev setup/apt-packages.txt \
+		plugin/vauban/agents/image_build.py $(wildcard plugin/vauban/agents/guest/*)
+	setup/apt.sh sandbox
+	$(BIN)/vauban sandbox build
+
+$(BIN)/uv: setup/venv.sh setup/apt.sh setup/apt-packages.txt
 	setup/venv.sh
 	@touch $@

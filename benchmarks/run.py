@@ -23,6 +23,7 @@ from benchmarks import (
     front_overhead,
     gpu_cobatch,
     memory,
+    sandbox_start,
     sanitize_throughput,
     screening_cost,
     serving,
@@ -42,6 +43,7 @@ BENCHMARKS: dict[str, Callable[[list[str]], Result | None]] = {
     "memory": memory.main,
     "triton_latency": triton_latency.main,
     "gpu_cobatch": gpu_cobatch.main,
+    "sandbox_start": sandbox_start.main,
 }
 BUSY = 0.5
 """Load average above which another program is taking a good part of a core."""

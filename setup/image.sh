@@ -5,13 +5,7 @@
 #   setup/image.sh [NAME [OPTION...]]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-mapfile -t packages < <(grep -v '^#' setup/image-packages.txt)
-for package in "${packages[@]}"; do
-    command -v "$package" >/dev/null || {
-        echo "image: as root, run: apt-get install ${packages[*]}" >&2
-        exit 1
-    }
-done
+setup/apt.sh image
 NAME=${1:-vauban:cpu}
 BASE=localhost/vauban-python
 SUITE=bookworm # its Python is 3.11, which the tritonserver on PyPI has a stub for

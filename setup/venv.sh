@@ -14,34 +14,7 @@ suits() {
     "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
 }
 
-install_packages() {
-    local missing=() known=() package root=()
-    while read -r package; do
-        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
-            missing+=("$package")
-    done < <(grep -v '^#' setup/apt-packages.txt)
-    if ((${#missing[@]} == 0)); then return; fi
-    if ((EUID != 0)); then
-        command -v sudo >/dev/null ||
-            die "as root, run: apt-get install ${missing[*]}"
-        root=(sudo)
-    fi
-    "${root[@]}" apt-get update -qq || die "as root, run: apt-get update"
-    for package in "${missing[@]}"; do
-        if apt-cache show "$package" >/dev/null 2>&1; then
-            known+=("$package")
-        else # Ubuntu has Chromium as a snap only
-            echo "make: this system has no package $package; tests that need it will fail" >&2
-        fi
-    done
-    if ((${#known[@]} == 0)); then return; fi
-    echo "Installing ${known[*]}"
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -y -qq --no-install-recommends "${known[@]}" >/dev/null ||
-        die "apt-get failed; as root, run: apt-get install ${known[*]}"
-}
-
-if command -v dpkg-query >/dev/null; then install_packages; fi
+setup/apt.sh base
 
 if suits .venv/bin/python; then
     .venv/bin/pip install -q "$UV"

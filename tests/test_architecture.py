@@ -17,7 +17,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 LEVELS = [
     ["__init__", "errors", "types"],
     ["policy_base"],
-    ["policy_console", "policy_extraction", "policy_standing", "policy_tools"],
+    ["policy_console", "policy_extraction", "policy_sandbox", "policy_standing", "policy_tools"],
     ["policy"],
     ["policy_sources"],
     ["text"],
@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "transformers": {"detectors", "training", "standin.py", "hosts/triton/served.py"},
     "triton_python_backend_utils": set(),
     "fastapi": {"hosts/vllm"},
+    "mcp": {"agents/tool_server.py"},
     "typer": {"commands", "cli.py"},
     "httpx": {"commands", "console/guarded.py", "redteam"},
     "uvicorn": {"commands/redteam_front.py", "console/serve.py", "redteam/relay.py"},
@@ -104,6 +105,22 @@ def test_imports_point_down_only(path: Path) -> None:
         if other == "__version__":
             continue
         assert LEVEL[other] <= LEVEL[mine], f"{name_of(path)} imports vauban.{rest}"
+
+
+def test_the_guest_imports_only_the_standard_library() -> None:
+    import sys
+
+    for path in (ROOT / "agents" / "guest").glob("*.py"):
+        for imported in imports(parse(path)):
+            assert imported.split(".")[0] in sys.stdlib_module_names, imported
+
+
+def test_the_sandbox_never_starts_a_program_outside_the_jail() -> None:
+    """Only the jail runs anything for the sandbox; the image's build and a version are its own."""
+    starts = {"agents/jail.py", "agents/image_build.py", "agents/qemu.py"}
+    for path in (ROOT / "agents").glob("*.py"):
+        names = {imported.split(".")[0] for imported in imports(parse(path))}
+        assert name_of(path) in starts or not names & {"subprocess", "multiprocessing", "pty"}
 
 
 def test_hosts_do_not_import_each_other() -> None:

@@ -13,6 +13,7 @@ from vauban.errors import (
     RateLimited,
     RedTeamError,
     RequestError,
+    SandboxError,
     ScreeningFailed,
     StateUnavailable,
     TooManyApprovals,
@@ -26,7 +27,7 @@ FOR_CLIENTS = [e for e in ALL if issubclass(e, RequestError)]
 def test_the_tree_is_complete() -> None:
     tops = (
         ConfigError, RequestError, ScreeningFailed, StateUnavailable, TooManyApprovals,
-        AttackError, RedTeamError,
+        AttackError, RedTeamError, SandboxError,
     )  # fmt: skip
     assert all(issubclass(e, tops) or e is VaubanError for e in ALL)
     drawn = errors.__doc__ or ""

@@ -28,7 +28,7 @@ def test_every_vauban_command_in_it_exists() -> None:
     commands = {m.split()[0] for m in re.findall(r"\bvauban ((?:[a-z]+)(?: [a-z]+)?)", README)}
     known = {
         "serve", "keys", "policy", "screen", "train", "evaluate", "demo", "triton", "users",
-        "extraction", "redteam", "gate", "approvals", "console",
+        "extraction", "redteam", "gate", "approvals", "console", "sandbox",
     }  # fmt: skip
     assert known <= commands
     for command in known:

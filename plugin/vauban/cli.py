@@ -17,6 +17,7 @@ from vauban.commands import (
     keys,
     policy,
     redteam,
+    sandbox,
     train,
     triton,
     users,
@@ -37,6 +38,7 @@ app.add_typer(extraction.app, name="extraction")
 app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
 app.add_typer(redteam.app, name="redteam")
+app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(train.app, name="train")
 app.add_typer(triton.app, name="triton")
 app.add_typer(users.app, name="users")

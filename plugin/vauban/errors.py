@@ -24,6 +24,12 @@ VaubanError
 ├── TooManyApprovals       a call can't be kept for approval; it is denied
 ├── StateUnavailable       the store can't be used now; `guard.py` says what that means
 ├── AttackError            adversarial training was asked for something it can't compute
+├── SandboxError           code can't be run in isolation, so it is not run
+│   ├── ImageError         the guest's image is missing, changed or can't be built
+│   ├── NoIsolation        the machine has no isolation that the policy accepts
+│   ├── BadJob             a program, or a file for it, is too large or badly named
+│   ├── SandboxBusy        too many programs wait already
+│   └── GuestFailed        the virtual machine died, hung, or answered nonsense
 └── RedTeamError           a red team run could not be made or did not come to its end
     ├── ReportError        a result or a tool's report is truncated, hostile or of another version
     └── ToolFailed         a tool could not be installed or started, or ended with an error
@@ -68,6 +74,30 @@ class TooManyApprovals(VaubanError):
 
 class AttackError(VaubanError):
     """An attack on a model, or a training step on one, can't be computed from what it was given."""
+
+
+class SandboxError(VaubanError):
+    """Code can't be run in isolation, so it is not run."""
+
+
+class ImageError(SandboxError):
+    """The guest's image is missing, was changed, or can't be built."""
+
+
+class NoIsolation(SandboxError):
+    """The machine has no isolation that the policy accepts; says why for each kind."""
+
+
+class BadJob(SandboxError):
+    """A program, or a file for it, is over a limit or badly named."""
+
+
+class SandboxBusy(SandboxError):
+    """Too many programs run or wait already."""
+
+
+class GuestFailed(SandboxError):
+    """The virtual machine died, hung, or answered something that is no answer."""
 
 
 class RedTeamError(VaubanError):

@@ -62,6 +62,18 @@ class OfflineScreen:
             )
         return [verdicts[index] for index in range(len(requests))]
 
+    def read_one(self, segment: Segment) -> tuple[str, Verdict]:
+        """What a model may get of one text, if the verdict lets it."""
+        try:
+            reading = self._guard.read([segment])
+        except RequestTooLarge:
+            return "", self._guard.judge(Reason.UNREAD_TEXT)
+        if not reading.complete:
+            return reading.texts[0], self._guard.judge(Reason.UNREAD_TEXT)
+        (outcome,) = encode_each(self._encoder.encode, [reading.windows])
+        score = outcome if isinstance(outcome, Reason) else outcome.score
+        return reading.texts[0], self._guard.judge(score)
+
     def embed(self, requests: Sequence[Request]) -> list[NDArray[np.float32] | None]:
         """The unit embedding of each request, float32 [hidden]; None for one that can't be read,
         or has nothing to read."""

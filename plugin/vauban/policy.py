@@ -17,6 +17,7 @@ from vauban.policy_base import Section as _Section
 from vauban.policy_base import field as _field
 from vauban.policy_console import ConsolePolicy
 from vauban.policy_extraction import ExtractionPolicy
+from vauban.policy_sandbox import SandboxPolicy
 from vauban.policy_standing import ResponsePolicy, StatePolicy
 from vauban.policy_tools import ToolsPolicy
 from vauban.types import Mode, Origin
@@ -373,6 +374,7 @@ class Policy(_Section):
     logprobs: LogprobsPolicy = Field(default_factory=LogprobsPolicy)
     output: OutputPolicy = Field(default_factory=OutputPolicy)
     tools: ToolsPolicy = Field(default_factory=ToolsPolicy)
+    sandbox: SandboxPolicy = Field(default_factory=SandboxPolicy)
     answer: AnswerPolicy = Field(default_factory=AnswerPolicy)
     state: StatePolicy = Field(default_factory=StatePolicy)
     response: ResponsePolicy = Field(default_factory=ResponsePolicy)

@@ -247,6 +247,10 @@ class AuditLog:
     def approval(self, **fields: Any) -> None:
         self._write("approval", fields)
 
+    def sandbox(self, **fields: Any) -> None:
+        if self._log is not None:
+            self._log.info("sandbox", **fields)
+
     def refused(self, **fields: Any) -> None:
         self._write("refused", fields)
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fake_target import Target, serving
 from made_results import attack, benign
 
+from fake_target import Target, serving
 from vauban.redteam.result import Latency, Provenance, Result, ToolRun
 
 
