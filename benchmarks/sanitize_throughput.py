@@ -19,7 +19,7 @@ from typing import Any
 from vauban.hosts.vllm.answers import error_answer
 from vauban.hosts.vllm.output_events import output_editor
 from vauban.hosts.vllm.rewrite import Rewriter
-from vauban.policy import OutputPolicy
+from vauban.policy_output import OutputPolicy
 from vauban.protocol.shapes import Shape
 from vauban.standin import prose
 from vauban.text.sanitize import Sanitizer

@@ -17,7 +17,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 LEVELS = [
     ["__init__", "errors", "types"],
     ["policy_base"],
-    ["policy_extraction", "policy_standing", "policy_tools"],
+    ["policy_extraction", "policy_output", "policy_standing", "policy_tools"],
     ["policy"],
     ["policy_sources"],
     ["text"],

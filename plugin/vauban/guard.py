@@ -221,11 +221,13 @@ def rule_on_call(rules: ToolRules, tool: str, arguments: str, *, tainted: bool) 
     return Ruling(ToolDecision.DENY, Why.FAILED) if ruling is None else ruling
 
 
-def hold_calls(approvals: Approvals, tenant: str, calls: Sequence[Call]) -> Approval | Why:
-    """Keep calls for approval; the fail-closed rule for calls that can't be kept: they are denied,
-    for the reason that is given."""
+def hold_calls(
+    approvals: Approvals, tenant: str, calls: Sequence[Call], *, form: str = "", answer: bytes = b""
+) -> Approval | Why:
+    """Keep calls, or an answer, for approval; the fail-closed rule for what can't be kept: it is
+    denied, for the reason that is given."""
     try:
-        return approvals.hold(tenant, calls)
+        return approvals.hold(tenant, calls, form=form, answer=answer)
     except TooManyApprovals:
         return Why.TOO_MANY
     except StateUnavailable:

@@ -102,7 +102,11 @@ class ToolsPolicy(Section):
         DESTRUCTIVE_VERBS, "Words in a tool's name that say that it destroys, sends or spends."
     )
     approval_s: int = field(
-        600, "How long a call waits for a person. Then it is denied.", "seconds", ge=1, le=86_400
+        600,
+        "How long a call, or an answer that is held, waits for a person. Then it is denied.",
+        "seconds",
+        ge=1,
+        le=86_400,
     )
     receipt_s: int = field(
         300, "How long the receipt of a released call is valid.", "seconds", ge=1, le=86_400

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vauban.mark import Sealer
-from vauban.policy import OutputPolicy
+from vauban.policy_output import OutputPolicy
 from vauban.protocol.owner import Owners, place_canary
 from vauban.protocol.shapes import Shape
 from vauban.types import Principal, PrincipalKind

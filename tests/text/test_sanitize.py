@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vauban.policy import OutputPolicy
+from vauban.policy_output import OUTPUT_DETECTORS, OutputPolicy
 from vauban.text import sanitize
 from vauban.text.sanitize import Sanitizer, Stream
 
@@ -70,7 +70,7 @@ actions = st.sampled_from(["redact", "replace", "stop", "monitor", "off"])
 
 @given(text=texts, cuts=cuts, is_json=st.booleans(), data=st.data())
 def test_any_cut_is_the_whole(text: str, cuts: list[int], is_json: bool, data: Any) -> None:
-    fields = {name: data.draw(actions, name) for name in sanitize.DETECTORS}
+    fields = {name: data.draw(actions, name) for name in OUTPUT_DETECTORS}
     hold = data.draw(st.sampled_from([16, 64, 300]), "hold_back")
     rules = make(**fields, hold_back=hold, prompt_words=10)
     whole, one = said(rules, [text], json=is_json)
@@ -99,7 +99,7 @@ def test_blocks_that_are_passed_over_change_nothing(text: str, cuts: list[int]) 
 
 @given(text=st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=126), max_size=400))
 def test_with_all_off_nothing_changes(text: str) -> None:
-    rules = Sanitizer(OutputPolicy(**dict.fromkeys(sanitize.DETECTORS, "off")))
+    rules = Sanitizer(OutputPolicy(**dict.fromkeys(OUTPUT_DETECTORS, "off")))
     assert rules.whole(text)[0] == text
 
 

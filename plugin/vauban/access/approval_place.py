@@ -23,15 +23,21 @@ _SECRET_BYTES: Final = 32
 
 
 def open_place(
-    state: StatePolicy, tools: ToolsPolicy, *, own: bytes, given: bool, processes: int
+    state: StatePolicy,
+    tools: ToolsPolicy,
+    *,
+    own: bytes,
+    given: bool,
+    processes: int,
+    answers: bool = False,
 ) -> tuple[Store, bytes]:
     """The store, not yet connected, and the secret.
 
     :param own: the server's secret. :param given: it is the operator's, so the next start has it.
-    :param processes: API servers that share the store.
+    :param processes: API servers that share the store. :param answers: answers are kept, too.
     :raises ConfigError: with what to do about it.
     """
-    if tools.mode is Mode.OFF:  # nothing will be kept
+    if tools.mode is Mode.OFF and not answers:  # nothing will be kept
         return open_store(state.model_copy(update={"store": MEMORY})), own
     url = tools.store or _beside(state.store) or _default_url(processes)
     if url == MEMORY and processes > 1:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from vauban.mark import Sealer
-from vauban.policy import OutputPolicy
+from vauban.policy_output import OutputPolicy
 from vauban.protocol.shapes import Shape
 from vauban.types import Principal, Segment
 

@@ -14,21 +14,19 @@ Does not cover: other things that the model was told to write in disguise.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from vauban.policy import OutputPolicy
+from vauban.policy_output import OUTPUT_DETECTORS, OutputPolicy
 from vauban.text import canary
 from vauban.text.json_strings import JsonStrings
 from vauban.text.overlap import GROUP, Overlap, spans_of, words_of
 from vauban.text.passages import WORD_CHARS, Passage, Passages
 
-DETECTORS: Final = (
-    "secrets", "entropy", "canary", "prompt", "images", "links", "active", "control",
-)  # fmt: skip
 MAX_WORD_CHARS: Final = 4_096
 MAX_TICKS: Final = 64
 BLOCK_CHARS: Final = 768
@@ -43,6 +41,7 @@ _LONG_WORD = re.compile(rf"[{WORD_CHARS}]{{{_QUIET_WORD_CHARS + 1}}}")
 _TRAILING = "".join(c for c in map(chr, range(33, 127)) if re.match(f"[{WORD_CHARS}`!]", c))
 # A block without these, and without long words, has nothing in it that a rule could find.
 _NOTABLE = ("<", ">", "`", "![", "//", "]:", "----")
+_ENDING = ("stop", "hold")
 _NOTABLE_SCHEMES = ("script:", "data:")
 _CONTROL = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e0fff]"
@@ -77,7 +76,7 @@ class Sanitizer:
         canaries: Iterable[str] = (),
     ) -> None:
         self.policy = policy
-        self.actions: dict[str, str] = {name: getattr(policy, name) for name in DETECTORS}
+        self.actions: dict[str, str] = {name: getattr(policy, name) for name in OUTPUT_DETECTORS}
         looked_for = (*policy.canaries, *canaries) if self.actions["canary"] != "off" else ()
         self.canaries = canary.spellings(looked_for)
         texts = operator_texts if self.actions["prompt"] != "off" else ()
@@ -97,6 +96,12 @@ class Sanitizer:
         stream = self.stream(json=json, markup=markup)
         return stream.feed(text) + stream.finish(), stream
 
+    def with_holds(self, action: str) -> Sanitizer:
+        """The same rules, but what would hold the answer does something else."""
+        made = copy.copy(self)
+        made.actions = {d: action if a == "hold" else a for d, a in self.actions.items()}
+        return made
+
     def takes(self, detector: str) -> bool:
         """Whether what this detector finds is taken out."""
         return self.actions[detector] not in ("monitor", "off")
@@ -110,14 +115,15 @@ class Sanitizer:
 
 
 class Stream:
-    """Reads one channel. `stopped`: a detector ended the answer; nothing more comes out.
+    """Reads one channel. `stopped`: a detector ended the answer; nothing more comes out. `held`: it
+    did so until somebody releases the answer.
 
     `findings` counts by detector and action. `fed` and `released` are characters, without dropped
     control characters; `past` and then `cuts` are what was taken out.
     """
 
     def __init__(self, rules: Sanitizer, *, json: bool, markup: bool) -> None:
-        self.stopped = False
+        self.stopped = self.held = False
         self.findings: Counter[tuple[str, str]] = Counter()
         self.past: list[Cut] = []
         self.cuts: list[Cut] = []
@@ -172,11 +178,11 @@ class Stream:
         last = 0
         for found in _CONTROL.finditer(text):
             yield text[last : found.start()]
-            if action == "stop":
+            if action in _ENDING:
                 self._read(final=True)
                 if not self.stopped:
                     self._count("control", 1)
-                    self._halt(self.fed)
+                    self._halt("control", self.fed)
                 return
             self._count("control", 1)
             last = found.start() if action == "monitor" else found.end()
@@ -338,8 +344,8 @@ class Stream:
         if not self._rules.takes(detector):
             return
         start = max(start, self._floor)
-        if self._rules.actions[detector] == "stop":
-            self._halt(start)
+        if self._rules.actions[detector] in _ENDING:
+            self._halt(detector, start)
             return
         if start >= end:
             return
@@ -354,8 +360,9 @@ class Stream:
             end = max(end, known.end)
         self.cuts.append(Cut(start, end, detector, mark))
 
-    def _halt(self, at: int) -> None:
+    def _halt(self, detector: str, at: int) -> None:
         self.stopped = True
+        self.held = self._rules.actions[detector] == "hold"
         self._read_to = at
 
     def _release(self, upto: int) -> str:

@@ -87,6 +87,7 @@ class Front:
         self.policy = policy_from(getattr(args, "additional_config", None)).policy
         self.digest = self.policy.digest  # computed once: it hashes the whole policy
         self.identity = Identity(self.policy.identity)
+        self._require_approvers()
         require_safe_bind(self.identity, getattr(args, "uds", None) or args.host)
         self.routes = RouteTable(self.policy.routes)
         self.audit = AuditLog(self.policy.audit)
@@ -256,6 +257,15 @@ class Front:
 
     # -- start-up ------------------------------------------------------------------------------
 
+    def _require_approvers(self) -> None:
+        held_by = self.policy.output.held_by
+        if held_by and self.identity.anonymous_allowed:
+            raise ConfigError(
+                f"output.{held_by[0]} is hold, but without keys nobody can release an answer: make"
+                " a key with `vauban keys add NAME --scope approve` and set identity.keys_file, or"
+                " write stop instead of hold"
+            )
+
     def _open_receiver(self) -> ReportReceiver:
         if self._receiver is None:
             raise ConfigError("the front is not open")
@@ -278,20 +288,22 @@ class Front:
 
     def open_tool_gate(self, sealer: Sealer, *, given: bool) -> None:
         """:raises ConfigError: approvals can't be kept where the policy says."""
-        tools = self.policy.tools
+        tools, output = self.policy.tools, self.policy.output
         store, secret = open_place(
             self.policy.state, tools, own=sealer.tag(b"approvals", b""), given=given,
-            processes=self._api_servers,
+            processes=self._api_servers, answers=bool(output.held_by),
         )  # fmt: skip
-        approvals = Approvals(store, secret, tools, on_step=self.record_step)
+        approvals = Approvals(
+            store, secret, tools, output_digest=output.digest, on_step=self.record_step
+        )
         with suppress(StateUnavailable):  # asked again for each call
-            if tools.mode is not Mode.OFF:
+            if tools.mode is not Mode.OFF or output.held_by:
                 approvals.open()
         self.tool_gate = ToolGate(
             tools, self._tool_rules, approvals, Receipts(secret, tools.receipt_s),
             record=self.record_tool_call,
             count=lambda decision, why: self.metrics.tool_calls.labels(decision, why).inc(),
-            approvers=not self.identity.anonymous_allowed,
+            approvers=not self.identity.anonymous_allowed, holds_answers=bool(output.held_by),
         )  # fmt: skip
 
     def _find_place(self, engines: Sequence[str]) -> str:

@@ -143,7 +143,8 @@ class GuardMiddleware:
         rules = front.guard.screen_output(
             [instruction] if instruction else [], [canary] if canary else []
         )
-        editors: list[Editor] = [output_editor(rules, Shape.RESPONSES)]
+        # Whoever reads it later is not there for an approval: what would hold it ends it.
+        editors: list[Editor] = [output_editor(rules.with_holds("stop"), Shape.RESPONSES)]
         logprobs = front.hardening.stored()
         if logprobs is not None:
             editors.insert(0, logprobs)

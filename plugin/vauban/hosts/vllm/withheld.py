@@ -209,7 +209,7 @@ class AnthropicWithholder:
         shown = _without_calls(held)
         if outcome is not None:
             number = len({event.data["index"] for event in shown}) + held[0].data["index"]
-            shown += _text_block(number, outcome.text)
+            shown += text_block(number, outcome.text)
             _end(delta, last.data, outcome)
         return [*shown, last.changed()]
 
@@ -263,7 +263,7 @@ def _without_calls(held: list[Event]) -> list[Event]:
     return shown
 
 
-def _text_block(index: int, text: str) -> list[Event]:
+def text_block(index: int, text: str) -> list[Event]:
     steps: list[dict[str, Any]] = [
         {"type": "content_block_start", "content_block": {"type": "text", "text": ""}},
         {"type": "content_block_delta", "delta": {"type": "text_delta", "text": text}},

@@ -12,7 +12,6 @@ import secrets
 from collections import Counter
 from typing import Any, Final
 
-from vauban.access.tool_rules import ToolDecision
 from vauban.hosts.vllm.answers import CONTENT_FILTER
 from vauban.hosts.vllm.rewrite import Event
 from vauban.hosts.vllm.tool_gate import Outcome, Said, escaped
@@ -117,7 +116,7 @@ def said_in(item: dict[str, Any]) -> Said:
 
 def withheld_items(calls: list[Said], outcome: Outcome) -> list[dict[str, Any]]:
     """What stands in the place of each call."""
-    if outcome.decision is not ToolDecision.ASK or outcome.approval is None:
+    if not outcome.calls or outcome.approval is None:
         return [message_item(outcome.text) for _ in calls]
     return [
         {
