@@ -57,6 +57,8 @@ MAY_IMPORT = {
     "typer": {"commands", "cli.py"},
     "httpx": {"commands", "redteam"},
     "pyrit": {"redteam/pyrit_driver.py"},
+    "presidio_analyzer": {"text/pii.py"},
+    "tldextract": {"text/pii.py"},
     "scipy": {"redteam/statistics.py", "training"},
 }  # fmt: skip
 MAX_LINES = 400

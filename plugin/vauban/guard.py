@@ -8,6 +8,7 @@ asks `Guard.judge` what the outcome means. Nothing else in vauban turns a failur
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from vauban.policy import Policy
 from vauban.policy_extraction import ExtractionPolicy
 from vauban.policy_standing import StatePolicy
 from vauban.text.normalize import Normalizer
+from vauban.text.pii import Pii, load_pii
 from vauban.text.sanitize import Sanitizer
 from vauban.types import (
     Action,
@@ -88,6 +90,7 @@ class Guard:
         self.block_at = config.block_at if rules.block_at is None else rules.block_at
         flag_at = config.flag_at if rules.flag_at is None else rules.flag_at
         self.flag_at = min(flag_at, self.block_at)
+        self._pii: Pii | None = None
 
     def read(self, segments: Sequence[Segment]) -> Reading:
         """Clean every untrusted segment and cut what it says, hidden text included, into windows.
@@ -134,7 +137,17 @@ class Guard:
         :param operator_texts: what the model was told and must not repeat.
         :param canaries: marks that were put into these texts.
         """
-        return Sanitizer(self.policy.output, operator_texts, canaries)
+        if self._pii is None and self.policy.output.pii != "off":
+            self.open_output(secrets.token_bytes(32))
+        return Sanitizer(self.policy.output, operator_texts, canaries, self._pii)
+
+    def open_output(self, secret: bytes) -> None:
+        """Load what reads answers.
+
+        :param secret: keys the codes of personal data.
+        :raises ConfigError: the policy asks for what is not installed.
+        """
+        self._pii = load_pii(self.policy.output, secret)
 
     def judge(self, outcome: float | Reason) -> Verdict:
         """What an encoder's score, or its failure, means under the policy.

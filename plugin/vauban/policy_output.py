@@ -10,8 +10,9 @@ from pydantic import model_validator
 from vauban.policy_base import Section, field
 
 OutputAction = Literal["redact", "replace", "stop", "hold", "monitor", "off"]
+PiiAction = Literal["redact", "replace", "mask", "hash", "stop", "hold", "monitor", "off"]
 OUTPUT_DETECTORS = (
-    "secrets", "entropy", "canary", "prompt", "images", "links", "active", "control",
+    "secrets", "entropy", "canary", "prompt", "images", "links", "active", "control", "pii",
 )  # fmt: skip
 
 
@@ -43,6 +44,25 @@ class OutputPolicy(Section):
     )
     control: OutputAction = field(
         "redact", "Terminal control characters, bidirectional overrides, invisible tag characters."
+    )
+    pii: PiiAction = field(
+        "off",
+        "Personal data with a form or a checksum (needs the extra `pii`). Also mask: each letter"
+        " and digit becomes *; hash: the same code for the same value, keyed with the server's"
+        " secret.",
+    )
+    pii_entities: tuple[str, ...] = field(
+        ("EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE", "US_SSN"),
+        "What is personal data, as Presidio names it.",
+        min_length=1,
+    )
+    pii_score: float = field(
+        0.4, "Least score of Presidio's that counts: 1 has a checksum.", "score", ge=0.05, le=1.0
+    )
+    pii_regions: tuple[str, ...] = field(
+        ("US", "GB"),
+        "Countries whose phone numbers are found without their +code, too; each costs time.",
+        max_length=20,
     )
     allowed_hosts: tuple[str, ...] = field(
         (), "Hosts that pictures and links may point to, with all hosts under them."

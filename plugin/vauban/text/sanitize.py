@@ -18,14 +18,16 @@ import copy
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from vauban.policy_output import OUTPUT_DETECTORS, OutputPolicy
 from vauban.text import canary
+from vauban.text.cuts import Cuts
 from vauban.text.json_strings import JsonStrings
 from vauban.text.overlap import GROUP, Overlap, spans_of, words_of
 from vauban.text.passages import WORD_CHARS, Passage, Passages
+from vauban.text.pii import SIGN as PII_SIGN
+from vauban.text.pii import Entity, Pii, PiiReader
 
 MAX_WORD_CHARS: Final = 4_096
 MAX_TICKS: Final = 64
@@ -52,21 +54,12 @@ _JSON_CONTROL = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Characters `start` to `end` of a channel, taken out."""
-
-    start: int
-    end: int
-    detector: str
-    mark: str
-
-
 class Sanitizer:
     """The rules for one answer.
 
     :param operator_texts: what must not be repeated at length.
     :param canaries: marks that must not be said, beside those of the policy.
+    :param pii: finds personal data; see `pii.load_pii`.
     """
 
     def __init__(
@@ -74,6 +67,7 @@ class Sanitizer:
         policy: OutputPolicy,
         operator_texts: Iterable[str] = (),
         canaries: Iterable[str] = (),
+        pii: Pii | None = None,
     ) -> None:
         self.policy = policy
         self.actions: dict[str, str] = {name: getattr(policy, name) for name in OUTPUT_DETECTORS}
@@ -81,6 +75,7 @@ class Sanitizer:
         self.canaries = canary.spellings(looked_for)
         texts = operator_texts if self.actions["prompt"] != "off" else ()
         self.overlap = Overlap(texts, policy.prompt_words)
+        self.pii = pii
         self.hosts = tuple(host.lower().strip(".") for host in policy.allowed_hosts)
 
     def stream(self, *, json: bool = False, markup: bool = True) -> Stream:
@@ -119,14 +114,13 @@ class Stream:
     did so until somebody releases the answer.
 
     `findings` counts by detector and action. `fed` and `released` are characters, without dropped
-    control characters; `past` and then `cuts` are what was taken out.
+    control characters; `cuts` is what was taken out.
     """
 
     def __init__(self, rules: Sanitizer, *, json: bool, markup: bool) -> None:
         self.stopped = self.held = False
         self.findings: Counter[tuple[str, str]] = Counter()
-        self.past: list[Cut] = []
-        self.cuts: list[Cut] = []
+        self.cuts = Cuts()
         self.released = 0
         self._rules = rules
         self._hold = rules.policy.hold_back
@@ -134,6 +128,7 @@ class Stream:
         self._unit = _JSON_UNIT if json else _UNIT
         self._passages = Passages(rules.hosts, markup=markup and not json, json=json)
         self._strings = JsonStrings() if json else None
+        self._pii = PiiReader(rules.pii) if rules.pii is not None else None
         self._buffer = ""
         self._base = self._read_to = 0  # where in the channel the buffer begins
         self._floor = 0  # retroactive cuts begin here at the earliest
@@ -162,6 +157,8 @@ class Stream:
         if self.stopped:
             return ""
         self._read(final=True)
+        if self._pii is not None:
+            self._identified(self._pii.close(self._buffer, self._base))
         for passage in self._passages.end():
             self._act(passage)
         self._run = 0
@@ -218,6 +215,8 @@ class Stream:
         if self._json and not final and (at := buffer.find("\\", last, end)) >= 0:
             end = at  # the rest of an escape is to come
         gap(buffer[last:end])
+        if self._pii is not None:
+            self._identified(self._pii.gap(buffer, self._base, end))
         return end
 
     def _may_grow(self, found: re.Match[str]) -> bool:
@@ -230,7 +229,7 @@ class Stream:
         """Pass over blocks in which no rule could find anything; the result is as if they had
         been read unit by unit."""
         while len(buffer) - start > BLOCK_CHARS and not self._json:
-            if self._run or not self._passages.is_calm:
+            if self._run or not self._passages.is_calm or self._identifies:
                 break
             block = buffer[start : start + BLOCK_CHARS].rstrip(_TRAILING)
             if not block or not self._is_quiet(block, buffer[max(0, start - 2) : start], start):
@@ -244,6 +243,8 @@ class Stream:
         if any(sign in joined for sign in _NOTABLE):
             return False
         if max(map(len, block.split()), default=0) > _QUIET_WORD_CHARS and _LONG_WORD.search(block):
+            return False
+        if self._pii is not None and PII_SIGN.search(joined):
             return False
         low = joined.lower()
         if any(scheme in low for scheme in _NOTABLE_SCHEMES):
@@ -271,6 +272,8 @@ class Stream:
         floor = start - self._hold
         if floor > self._floor:
             self._floor = max(self._floor, min(floor, self._open(floor)))
+        if self._pii is not None:
+            self._identified(self._pii.unit(buffer, self._base, a, b, is_word=is_word))
         for passage in self._passages.unit(buffer, a, b, is_word=is_word):
             self._act(passage)
         if self._json and not is_word and _JSON_CONTROL.fullmatch(buffer, a, b):
@@ -284,8 +287,22 @@ class Stream:
         """Where what is held for another reason than `hold_back` begins."""
         if self._run and not self._leaking and self._rules.takes("prompt"):
             otherwise = min(otherwise, self._run_from)
+        if self._identifies and self._pii is not None:
+            otherwise = min(otherwise, self._pii.open_from or 0)
         suspect = self._passages.suspect
         return otherwise if suspect is None else min(otherwise, self._base + suspect)
+
+    @property
+    def _identifies(self) -> bool:
+        return self._pii is not None and self._pii.open_from is not None
+
+    def _identified(self, entities: Iterable[Entity]) -> None:
+        for one in entities:
+            if self.stopped or self._rules.pii is None:
+                return
+            self._count("pii", 1)
+            mark = self._rules.pii.mark(one.kind, self._text(one.start, one.end))
+            self._take("pii", one.start, one.end, mark)
 
     # -- the operator's sentences and canaries ---------------------------------------------------
 
@@ -340,7 +357,7 @@ class Stream:
     def _count(self, detector: str, number: int) -> None:
         self.findings[detector, self._rules.actions[detector]] += number
 
-    def _take(self, detector: str, start: int, end: int) -> None:
+    def _take(self, detector: str, start: int, end: int, mark: str | None = None) -> None:
         if not self._rules.takes(detector):
             return
         start = max(start, self._floor)
@@ -349,16 +366,8 @@ class Stream:
             return
         if start >= end:
             return
-        mark = self._rules.mark(detector)
-        while self.cuts and (
-            self.cuts[-1].end > start
-            or (self.cuts[-1].end == start and self.cuts[-1].detector == detector)
-        ):
-            known = self.cuts.pop()
-            if known.start <= start:
-                start, detector, mark = known.start, known.detector, known.mark
-            end = max(end, known.end)
-        self.cuts.append(Cut(start, end, detector, mark))
+        mark = self._rules.mark(detector) if mark is None else mark
+        self.cuts.add(start, end, detector, mark)
 
     def _halt(self, detector: str, at: int) -> None:
         self.stopped = True
@@ -371,7 +380,7 @@ class Stream:
         upto = max(self.released, upto if self.stopped else self._open(upto))
         out: list[str] = []
         at = self.released
-        for cut in [cut for cut in self.cuts if cut.end > at]:
+        for cut in self.cuts.after(at):
             if cut.start >= upto:
                 break
             mark = cut.mark if cut.start >= at else ""
@@ -403,5 +412,4 @@ class Stream:
             self._buffer = self._buffer[spare:]
             self._base += spare
             self._passages.forget(spare)
-            gone = sum(cut.end <= self.released for cut in self.cuts[:-1])
-            self.past, self.cuts = self.past + self.cuts[:gone], self.cuts[gone:]
+            self.cuts.forget(self.released)

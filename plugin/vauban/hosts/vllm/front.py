@@ -117,6 +117,7 @@ class Front:
         self._sealer = runtime.sealer
         self.response_ids = ResponseIds(runtime.sealer)
         self.owners = Owners(runtime.sealer, self.policy.output)
+        self.guard.open_output(runtime.sealer.tag(b"pii", b""))
         self.open_tool_gate(runtime.sealer, given=runtime.given)
         receiver = ReportReceiver(runtime.sealer, runtime.directory)
         receiver.open()

@@ -275,8 +275,7 @@ class _Choice:
             if stream.released < end and not self.finished:
                 return
             self._waiting.popleft()
-            cuts = (*stream.past, *stream.cuts)
-            if stream.stopped or any(cut.start < end and start < cut.end for cut in cuts):
+            if stream.stopped or stream.cuts.touch(start, end):
                 continue
             for name, value in attached.items():
                 part[name] = joined(part.get(name), value)
