@@ -8,10 +8,11 @@ The schema below gives the YAML file, the environment variables, the
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vauban.policy_base import Section as _Section
 from vauban.policy_base import field as _field
@@ -72,6 +73,11 @@ class IdentityPolicy(_Section):
     anonymous_scopes: tuple[str, ...] = _field(
         ("*",), "Scopes of callers when no key is configured (loopback only)."
     )
+    trusted_proxies: tuple[str, ...] = _field(
+        (),
+        "Addresses or networks of proxies whose X-Forwarded-For says who asks (127.0.0.1 for one on"
+        " this machine). Nobody else's counts, but whoever is on this machine can say so, too.",
+    )
     trusted_network: bool = _field(
         False,
         "Triton only: nothing but the operator's gateway reaches the server, so the caller is who"
@@ -92,6 +98,13 @@ class IdentityPolicy(_Section):
         ge=1,
         le=1_000_000_000,
     )
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            ipaddress.ip_network(proxy)  # ValueError names it
+        return proxies
 
 
 class RoutesPolicy(_Section):

@@ -163,7 +163,9 @@ class Exchange:
         return reading
 
     def _caller(self, scope: Scope) -> Caller:
-        return self._front.treatment.caller(self._principal, client_address(scope), self._prompts)
+        proxies = self._front.policy.identity.trusted_proxies
+        address = client_address(scope, proxies)
+        return self._front.treatment.caller(self._principal, address, self._prompts)
 
     def _sanitizer(self) -> Sanitizer:
         """The rules for the answer. Where the operator has said something, a canary goes behind

@@ -184,7 +184,7 @@ class GuardMiddleware:
         principal = front.identity.authenticate(
             authorization=headers.get("authorization"),
             api_key=headers.get("x-api-key"),
-            client_host=client_address(scope),
+            client_host=client_address(scope, front.policy.identity.trusted_proxies),
         )
         standing = front.standing(principal, route)
         if front.policy.response.mode is Mode.ENFORCE:

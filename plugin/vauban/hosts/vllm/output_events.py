@@ -11,6 +11,7 @@ from vauban.hosts.vllm.output import ChoicesEditor, ProtocolEditor, Told
 from vauban.hosts.vllm.rewrite import Event
 from vauban.hosts.vllm.withheld import text_block
 from vauban.hosts.vllm.withheld_responses import item_events, message_item
+from vauban.protocol.owner import without_canary
 from vauban.protocol.shapes import Shape
 from vauban.text.sanitize import Sanitizer
 
@@ -45,7 +46,7 @@ class ResponsesEditor(ProtocolEditor):
             return False
         items = payload.get("output")
         items = items if isinstance(items, list) else []
-        changed = False
+        changed = _mend(payload)
         for number, item in enumerate(items):
             one, stopped = self._clean(item, counts=True)
             changed = changed or one
@@ -64,6 +65,7 @@ class ResponsesEditor(ProtocolEditor):
         self._number = data.get("sequence_number", 0) + 1
         self._place = data.get("output_index", self._place)
         if isinstance(data.get("response"), dict):
+            _mend(data["response"])
             self._response = data["response"]
         if kind.endswith(".delta") and isinstance(data.get("delta"), str):
             return self._piece(event, kind)
@@ -158,6 +160,16 @@ class ResponsesEditor(ProtocolEditor):
         # Of a response only the output is the model's; the rest repeats the request.
         below = {"output": part.get("output")} if name == "response" else part
         return self._clean(below, counts=counts)
+
+
+def _mend(response: dict[str, Any]) -> bool:
+    """Take the canary out of what a response repeats of its request."""
+    told = response.get("instructions")
+    mended = without_canary(told)
+    if mended == told:
+        return False
+    response["instructions"] = mended
+    return True
 
 
 class AnthropicEditor(ProtocolEditor):
