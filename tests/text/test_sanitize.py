@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vauban.policy_output import OUTPUT_DETECTORS, OutputPolicy
@@ -86,11 +86,33 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sanitize, "BLOCK_CHARS", 24)
 
 
-@given(text=texts, cuts=cuts)
+# What may be passed over without being read, between what may not.
+quiet = st.sampled_from(
+    [
+        "some more words ", "a_rather_long_identifier_in_code ", "plugin/vauban/text/quiet.py ",
+        "https://docs.test/library/re.html ", "a `span` of code ", "`x`, `y` and `z` ",
+        "if a < b: ", "x[1]: 5 ", "key: value ", "|-----|-----| ", "// a comment\n", "\n\n", "\n",
+        "List<String> ", "é ", "> ", "token = 5 ", "``` ", "\n```py\n", "\n```\n", "`",
+        "]: https:evil ", "//evil.test/a ", "mailto:a@b.test ", "[x]: ", "</b> ", "<br>",
+        "the override code, ", CANARY[:8], "data:text/html,x ", "aB3dE6gH9jK2mN5pQ8sT1vW4 ",
+        "-----BEGIN RSA PRIVATE KEY-----\n", "MIIEvQIBADANBgkqhkiG9w0B\n",
+        "token: aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hJ6kL9mN2pQ5 ", "Javascript:x ",
+        "https://u:p@a.test ",
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=150)
+@given(
+    text=st.lists(st.one_of(fragments, quiet, quiet, quiet), max_size=40).map("".join),
+    cuts=cuts, operator=st.booleans(),
+)  # fmt: skip
 @pytest.mark.usefixtures("small_blocks")
-def test_blocks_that_are_passed_over_change_nothing(text: str, cuts: list[int]) -> None:
-    rules = make(entropy="redact", links="redact", hold_back=16, prompt_words=10)
-    whole, one = said(rules, list(text))
+def test_what_is_passed_over_changes_nothing(text: str, cuts: list[int], operator: bool) -> None:
+    text += " and so on" * 30
+    some = {"texts": (), "canaries": ()} if not operator else {}
+    rules = make(entropy="redact", links="redact", hold_back=16, prompt_words=10, **some)
+    whole, one = said(rules, list(text))  # too little at a time to pass over
     for pieces in ([text], cut(text, cuts)):
         again, stream = said(rules, pieces)
         assert again == whole

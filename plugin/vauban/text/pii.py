@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 
 from vauban.errors import ConfigError
 from vauban.policy_output import OutputPolicy
+from vauban.text.passages import WORD_CHARS
 
 MAX_ENTITY_CHARS: Final = 48
 """A longer one that is written in several words may be missed."""
@@ -32,6 +33,7 @@ _HASH_CHARS: Final = 16
 _MEMBER = re.compile(r"[^\s]*[0-9@][^\s]*|[A-Z]{1,4}|[-./+]{1,3}")
 SIGN: Final = re.compile(r"[0-9@]")
 """Where none of these is, there is nothing to find."""
+_WORD_LETTERS = "".join(c for c in map(chr, range(33, 127)) if re.match(f"[{WORD_CHARS}]", c))
 _SHOWN = re.compile(r"[^\W_]")
 
 
@@ -130,6 +132,15 @@ class PiiReader:
                 oldest = self._read_to - MAX_ENTITY_CHARS
                 before = [s for s in self._starts if s <= oldest]
                 self._starts = before[-1:] + self._starts[len(before) :]
+
+    def first(self, buffer: str, start: int, end: int) -> int:
+        """Where the first word of `buffer[start:end]` begins that has to be read; `end` if none
+        has."""
+        found = SIGN.search(buffer, start, end)
+        if found is None:
+            return end
+        before = buffer[start : found.start()]
+        return start + len(before.rstrip(_WORD_LETTERS))
 
     def gap(self, buffer: str, base: int, end: int) -> Iterator[Entity]:
         """The text was read up to `end`, and no unit begins before."""

@@ -21,37 +21,25 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from vauban.policy_output import OUTPUT_DETECTORS, OutputPolicy
-from vauban.text import canary
+from vauban.text import canary, controls
 from vauban.text.cuts import Cuts
 from vauban.text.json_strings import JsonStrings
 from vauban.text.overlap import GROUP, Overlap, spans_of, words_of
-from vauban.text.passages import WORD_CHARS, Passage, Passages
-from vauban.text.pii import SIGN as PII_SIGN
+from vauban.text.passages import MAX_WORD_CHARS, WORD_CHARS, Passage, Passages
 from vauban.text.pii import Entity, Pii, PiiReader
+from vauban.text.quiet import LOOK_AHEAD_CHARS, first_notable
 
-MAX_WORD_CHARS: Final = 4_096
 MAX_TICKS: Final = 64
 BLOCK_CHARS: Final = 768
 _FOLDED_CHARS: Final = 512
 _HISTORY_CHARS: Final = 160
-_QUIET_WORD_CHARS: Final = 15
+_STEP_CHARS: Final = 64
 
 _WORD = rf"([{WORD_CHARS}]{{1,{MAX_WORD_CHARS}}})"
 _UNIT = re.compile(rf"{_WORD}|`{{1,{MAX_TICKS}}}|!\[?|[<>]|[^\x00-\x7f]")
 _JSON_UNIT = re.compile(rf"{_WORD}|\\(?:u[0-9a-fA-F]{{4}}|[^u])|[^\x00-\x7f]")
-_LONG_WORD = re.compile(rf"[{WORD_CHARS}]{{{_QUIET_WORD_CHARS + 1}}}")
-_TRAILING = "".join(c for c in map(chr, range(33, 127)) if re.match(f"[{WORD_CHARS}`!]", c))
-# A block without these, and without long words, has nothing in it that a rule could find.
-_NOTABLE = ("<", ">", "`", "![", "//", "]:", "----")
+_TRAILING = "".join(c for c in map(chr, range(33, 127)) if re.match(f"[{WORD_CHARS}`!<\\]]", c))
 _ENDING = ("stop", "hold")
-_NOTABLE_SCHEMES = ("script:", "data:")
-_CONTROL = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e0fff]"
-)
-_CONTROL_BYTES = bytes(n for n in range(128) if _CONTROL.match(chr(n)))
-_JSON_CONTROL = re.compile(
-    r"(?i)\\u(?:00(?:0[0-8bcef]|1[0-9a-f]|7f|[89][0-9a-f])|202[a-e]|206[6-9])"
-)
 
 
 class Sanitizer:
@@ -167,13 +155,11 @@ class Stream:
     def _without_control(self, text: str) -> Iterator[str]:
         """The pieces between control characters, each of which is counted when it is reached."""
         action = self._rules.actions["control"]
-        if action == "off" or (
-            text.isascii() and len(text.encode().translate(None, _CONTROL_BYTES)) == len(text)
-        ):
+        if action == "off" or not controls.may_be_in(text):
             yield text
             return
         last = 0
-        for found in _CONTROL.finditer(text):
+        for found in controls.CONTROL.finditer(text):
             yield text[last : found.start()]
             if action in _ENDING:
                 self._read(final=True)
@@ -190,10 +176,10 @@ class Stream:
     def _read(self, *, final: bool) -> None:
         buffer, at = self._buffer, self._read_to - self._base
         while not self.stopped and at < len(buffer):
-            quiet_to = self._skip_quiet(buffer, at)
-            at = self._read_units(buffer, quiet_to, quiet_to + BLOCK_CHARS, final=final)
+            quiet_to, step = self._skip_quiet(buffer, at)
+            at = self._read_units(buffer, quiet_to, quiet_to + step, final=final)
             self._read_to = self._base + at if not self.stopped else self._read_to
-            if at < min(quiet_to + BLOCK_CHARS, len(buffer)):
+            if at < min(quiet_to + step, len(buffer)):
                 return  # a unit at the end is not complete
 
     def _read_units(self, buffer: str, start: int, stop: int, *, final: bool) -> int:
@@ -225,43 +211,42 @@ class Stream:
             return len(text) < MAX_WORD_CHARS
         return text == "!" or (text[0] == "`" and len(text) < MAX_TICKS)
 
-    def _skip_quiet(self, buffer: str, start: int) -> int:
-        """Pass over blocks in which no rule could find anything; the result is as if they had
-        been read unit by unit."""
-        while len(buffer) - start > BLOCK_CHARS and not self._json:
-            if self._run or not self._passages.is_calm or self._identifies:
-                break
+    def _skip_quiet(self, buffer: str, start: int) -> tuple[int, int]:
+        """Pass over text in which no rule could find anything; the result is as if it had been
+        read unit by unit. Gives where it came to, and how much to read before it is tried again."""
+        while len(buffer) - start > BLOCK_CHARS + LOOK_AHEAD_CHARS and not self._json:
+            if self._run or not self._passages.may_skip or self._identifies:
+                return start, _STEP_CHARS
             block = buffer[start : start + BLOCK_CHARS].rstrip(_TRAILING)
-            if not block or not self._is_quiet(block, buffer[max(0, start - 2) : start], start):
-                break
-            start += len(block)
+            end = start + len(block)
+            stop = first_notable(buffer, start, end, in_code=self._passages.in_code)
+            if self._pii is not None:
+                stop = self._pii.first(buffer, start, stop)
+            text = buffer[start:stop]
+            if not text or not self._pass_over(text, start):
+                return start, _STEP_CHARS if not text else len(block) or BLOCK_CHARS
+            self._passages.skip(text)
+            start = stop
             self._floor = max(self._floor, self._base + start - self._hold)
-        return start
+            if stop < end:
+                return start, _STEP_CHARS
+        return start, BLOCK_CHARS
 
-    def _is_quiet(self, block: str, before: str, start: int) -> bool:
-        joined = before + block
-        if any(sign in joined for sign in _NOTABLE):
-            return False
-        if max(map(len, block.split()), default=0) > _QUIET_WORD_CHARS and _LONG_WORD.search(block):
-            return False
-        if self._pii is not None and PII_SIGN.search(joined):
-            return False
-        low = joined.lower()
-        if any(scheme in low for scheme in _NOTABLE_SCHEMES):
-            return False
+    def _pass_over(self, text: str, start: int) -> bool:
+        """Whether neither a canary nor the operator's words are in a text, which then is read."""
         rules = self._rules
         folded = self._folded
         if rules.canaries:
-            folded += canary.folded(block)
+            folded += canary.folded(text)
             if any(spelling in folded for spelling in rules.canaries):
                 return False
         if rules.overlap:
-            words = [word for word, _ in self._said] + words_of(block)
+            words = [word for word, _ in self._said] + words_of(text)
             if rules.overlap.touches(words):
                 return False
             # Nothing that begins before the last `hold_back` characters can be taken out.
-            first = max(0, len(block) - self._hold)
-            begins = [at for _, at in spans_of(block[first:])]
+            first = max(0, len(text) - self._hold)
+            begins = [at for _, at in spans_of(text[first:])]
             places = [0] * GROUP + [self._base + start + first + at for at in begins]
             self._said = list(zip(words, places[-len(words) :], strict=False))[1 - GROUP :]
         self._folded = folded[-_FOLDED_CHARS:]
@@ -276,7 +261,7 @@ class Stream:
             self._identified(self._pii.unit(buffer, self._base, a, b, is_word=is_word))
         for passage in self._passages.unit(buffer, a, b, is_word=is_word):
             self._act(passage)
-        if self._json and not is_word and _JSON_CONTROL.fullmatch(buffer, a, b):
+        if self._json and not is_word and controls.JSON_CONTROL.fullmatch(buffer, a, b):
             self._act(Passage("control", a, b))
         if self._rules.overlap and not self.stopped:
             self._follow(buffer[a:b], start, end)
