@@ -57,6 +57,10 @@ logger = logging.getLogger(__name__)
 
 INJECTION = "injection"
 _END_CHARS = 300
+_BLOCKED = {
+    Reason.PROMPT_INJECTION: "The request was blocked: it reads like a prompt injection.",
+    Reason.UNREAD_TEXT: "The request was blocked: it hides more text than can be screened.",
+}
 T = TypeVar("T")
 
 
@@ -189,6 +193,11 @@ class Guard:
                 f"the request has {characters} characters of text; at most"
                 f" {limits.max_text_chars} are served"
             )
+
+
+def blocked_sentence(reason: Reason) -> str:
+    """What a client is told of a block."""
+    return _BLOCKED.get(reason, "The request was blocked: it could not be screened.")
 
 
 class Standings(Protocol):

@@ -129,7 +129,8 @@ class ToolsPolicy(Section):
     store: str | None = field(
         None,
         "Where approvals are kept, written like state.store. Default: with state.store; where that"
-        " is memory, in the file vauban/approvals.db under $XDG_STATE_HOME (~/.local/state).",
+        " is memory, in a file vauban/approvals*.db under $XDG_STATE_HOME (~/.local/state), one for"
+        " each key file, since its approvers see what waits.",
     )
 
     @field_validator("store")

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vauban.access.approval import Approvals, Step
-from vauban.access.approval_place import open_place
+from vauban.access.approval_place import deployment_of, open_place
 from vauban.access.identity import Identity, require_safe_bind
 from vauban.access.ledger import Ledger
 from vauban.access.receipt import Receipts
@@ -293,6 +293,7 @@ class Front:
         store, secret = open_place(
             self.policy.state, tools, own=sealer.tag(b"approvals", b""), given=given,
             processes=self._api_servers, answers=bool(output.held_by),
+            deployment=deployment_of(self.policy.identity),
         )  # fmt: skip
         approvals = Approvals(
             store, secret, tools, output_digest=output.digest, on_step=self.record_step

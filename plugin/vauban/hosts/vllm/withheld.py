@@ -152,7 +152,19 @@ def _said(call: dict[str, Any]) -> Said:
     return Said(str(call.get("id") or ""), str(function.get("name") or ""), str(arguments))
 
 
-class AnthropicWithholder:
+class EventWithholder:
+    """Keeps back, event by event; for protocols whose events can't be judged in place."""
+
+    async def events(self, events: list[Event]) -> list[Event]:
+        """See `rewrite.LastEditor`."""
+        return [given for event in events for given in await self.event(event)]
+
+    async def event(self, event: Event) -> list[Event]:
+        """What goes out in the place of one event."""
+        raise NotImplementedError
+
+
+class AnthropicWithholder(EventWithholder):
     """Anthropic's Messages API.
 
     Blocks of a stream are numbered and come one after the other, so from the first call on all
@@ -177,13 +189,7 @@ class AnthropicWithholder:
         _end(payload, payload, outcome)
         return True
 
-    async def events(self, events: list[Event]) -> list[Event]:
-        given: list[Event] = []
-        for event in events:
-            given.extend(await self._event(event))
-        return given
-
-    async def _event(self, event: Event) -> list[Event]:
+    async def event(self, event: Event) -> list[Event]:
         data = event.data if isinstance(event.data, dict) else {}
         kind = data.get("type")
         if self._held is None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from vauban.hosts.vllm.answers import CONTENT_FILTER
 from vauban.hosts.vllm.rewrite import Event
 from vauban.hosts.vllm.tool_gate import Outcome, Said, escaped
-from vauban.hosts.vllm.withheld import Judge, is_error
+from vauban.hosts.vllm.withheld import EventWithholder, Judge, is_error
 from vauban.protocol.calls import APPROVAL_REQUEST
 
 SERVER_LABEL: Final = "client"
@@ -23,7 +23,7 @@ _CALLS: Final = ("function_call", "custom_tool_call")
 _ENDS: Final = ("response.completed", "response.incomplete", "response.failed")
 
 
-class ResponsesWithholder:
+class ResponsesWithholder(EventWithholder):
     """The Responses API."""
 
     def __init__(self, judge: Judge) -> None:
@@ -41,13 +41,7 @@ class ResponsesWithholder:
         _replace(payload, calls, outcome)
         return True
 
-    async def events(self, events: list[Event]) -> list[Event]:
-        given: list[Event] = []
-        for event in events:
-            given.extend(await self._event(event))
-        return given
-
-    async def _event(self, event: Event) -> list[Event]:
+    async def event(self, event: Event) -> list[Event]:
         data = event.data if isinstance(event.data, dict) else {}
         kind = data.get("type")
         if self._held is None:
