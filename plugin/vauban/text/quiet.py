@@ -23,6 +23,7 @@ _CANDIDATE = re.compile(
     rf"|(?P<span>`(?=[^`\n<!]{{1,{_MAX_SPAN_CHARS}}}`(?!`)))|(?P<ticks>`{{1,64}})"
     rf"|!\[|\]:\s{{0,8}}<?[A-Za-z0-9+.\-]{{1,16}}:|{_RUNNING}"
 )
+_DEFINITION_BEFORE = re.compile(r"\]:?\s{0,8}<?\Z")
 _RUNS = re.compile(_RUNNING)
 _REST_OF_WORD = re.compile(rf"{_WORD}*")
 _WORD_LETTERS = "".join(c for c in map(chr, range(33, 127)) if re.match(_WORD, c))
@@ -40,6 +41,8 @@ def first_notable(buffer: str, start: int, end: int, *, in_code: bool) -> int:
 
     :param in_code: inside a fenced block, where tags and short runs of backticks mean nothing.
     """
+    if _DEFINITION_BEFORE.search(buffer, max(0, start - 12), start):
+        return start
     if _is_silent(buffer[start : end + 1]):
         return end
     span, span_to = -1, -1  # the last code span within a line, and its closing backtick
