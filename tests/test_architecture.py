@@ -17,7 +17,14 @@ MODULES = sorted(ROOT.rglob("*.py"))
 LEVELS = [
     ["__init__", "errors", "types"],
     ["policy_base"],
-    ["policy_console", "policy_extraction", "policy_sandbox", "policy_standing", "policy_tools"],
+    [
+        "policy_console",
+        "policy_extraction",
+        "policy_output",
+        "policy_sandbox",
+        "policy_standing",
+        "policy_tools",
+    ],  # fmt: skip
     ["policy"],
     ["policy_sources"],
     ["text"],
@@ -61,6 +68,8 @@ MAY_IMPORT = {
     "uvicorn": {"commands/redteam_front.py", "console/serve.py", "redteam/relay.py"},
     "jinja2": {"console/render.py", "text/template_probe.py"},
     "pyrit": {"redteam/pyrit_driver.py"},
+    "presidio_analyzer": {"text/pii.py"},
+    "tldextract": {"text/pii.py"},
     "scipy": {"redteam/statistics.py", "training"},
 }  # fmt: skip
 MAX_LINES = 400

@@ -8,6 +8,7 @@ asks `Guard.judge` what the outcome means. Nothing else in vauban turns a failur
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from vauban.policy import Policy
 from vauban.policy_extraction import ExtractionPolicy
 from vauban.policy_standing import StatePolicy
 from vauban.text.normalize import Normalizer
+from vauban.text.pii import Pii, load_pii
 from vauban.text.sanitize import Sanitizer
 from vauban.types import (
     Action,
@@ -55,6 +57,10 @@ logger = logging.getLogger(__name__)
 
 INJECTION = "injection"
 _END_CHARS = 300
+_BLOCKED = {
+    Reason.PROMPT_INJECTION: "The request was blocked: it reads like a prompt injection.",
+    Reason.UNREAD_TEXT: "The request was blocked: it hides more text than can be screened.",
+}
 T = TypeVar("T")
 
 
@@ -88,6 +94,7 @@ class Guard:
         self.block_at = config.block_at if rules.block_at is None else rules.block_at
         flag_at = config.flag_at if rules.flag_at is None else rules.flag_at
         self.flag_at = min(flag_at, self.block_at)
+        self._pii: Pii | None = None
 
     def read(self, segments: Sequence[Segment]) -> Reading:
         """Clean every untrusted segment and cut what it says, hidden text included, into windows.
@@ -134,7 +141,17 @@ class Guard:
         :param operator_texts: what the model was told and must not repeat.
         :param canaries: marks that were put into these texts.
         """
-        return Sanitizer(self.policy.output, operator_texts, canaries)
+        if self._pii is None and self.policy.output.pii != "off":
+            self.open_output(secrets.token_bytes(32))
+        return Sanitizer(self.policy.output, operator_texts, canaries, self._pii)
+
+    def open_output(self, secret: bytes) -> None:
+        """Load what reads answers.
+
+        :param secret: keys the codes of personal data.
+        :raises ConfigError: the policy asks for what is not installed.
+        """
+        self._pii = load_pii(self.policy.output, secret)
 
     def judge(self, outcome: float | Reason) -> Verdict:
         """What an encoder's score, or its failure, means under the policy.
@@ -176,6 +193,11 @@ class Guard:
                 f"the request has {characters} characters of text; at most"
                 f" {limits.max_text_chars} are served"
             )
+
+
+def blocked_sentence(reason: Reason) -> str:
+    """What a client is told of a block."""
+    return _BLOCKED.get(reason, "The request was blocked: it could not be screened.")
 
 
 class Standings(Protocol):
@@ -221,11 +243,13 @@ def rule_on_call(rules: ToolRules, tool: str, arguments: str, *, tainted: bool) 
     return Ruling(ToolDecision.DENY, Why.FAILED) if ruling is None else ruling
 
 
-def hold_calls(approvals: Approvals, tenant: str, calls: Sequence[Call]) -> Approval | Why:
-    """Keep calls for approval; the fail-closed rule for calls that can't be kept: they are denied,
-    for the reason that is given."""
+def hold_calls(
+    approvals: Approvals, tenant: str, calls: Sequence[Call], *, form: str = "", answer: bytes = b""
+) -> Approval | Why:
+    """Keep calls, or an answer, for approval; the fail-closed rule for what can't be kept: it is
+    denied, for the reason that is given."""
     try:
-        return approvals.hold(tenant, calls)
+        return approvals.hold(tenant, calls, form=form, answer=answer)
     except TooManyApprovals:
         return Why.TOO_MANY
     except StateUnavailable:

@@ -8,15 +8,17 @@ The schema below gives the YAML file, the environment variables, the
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vauban.policy_base import Section as _Section
 from vauban.policy_base import field as _field
 from vauban.policy_console import ConsolePolicy
 from vauban.policy_extraction import ExtractionPolicy
+from vauban.policy_output import OutputPolicy
 from vauban.policy_sandbox import SandboxPolicy
 from vauban.policy_standing import ResponsePolicy, StatePolicy
 from vauban.policy_tools import ToolsPolicy
@@ -73,6 +75,11 @@ class IdentityPolicy(_Section):
     anonymous_scopes: tuple[str, ...] = _field(
         ("*",), "Scopes of callers when no key is configured (loopback only)."
     )
+    trusted_proxies: tuple[str, ...] = _field(
+        (),
+        "Addresses or networks of proxies whose X-Forwarded-For says who asks (127.0.0.1 for one on"
+        " this machine). Nobody else's counts, but whoever is on this machine can say so, too.",
+    )
     trusted_network: bool = _field(
         False,
         "Triton only: nothing but the operator's gateway reaches the server, so the caller is who"
@@ -93,6 +100,13 @@ class IdentityPolicy(_Section):
         ge=1,
         le=1_000_000_000,
     )
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            ipaddress.ip_network(proxy)  # ValueError names it
+        return proxies
 
 
 class RoutesPolicy(_Section):
@@ -267,72 +281,6 @@ class LogprobsPolicy(_Section):
     degraded_temperature: float = _field(
         0.7, "Lowest temperature of a caller who is degraded.", "", ge=0.0, le=2.0
     )
-
-
-OutputAction = Literal["redact", "replace", "stop", "monitor", "off"]
-
-
-class OutputPolicy(_Section):
-    """What is taken out of the model's answers. redact: a mark that names the detector; replace:
-    `output.replacement`; stop: the generation ends; monitor: only counted."""
-
-    hold_back: int = _field(
-        64,
-        "How much of a stream is held back, so that what spans several words can still be taken"
-        " out.",
-        "characters",
-        ge=16,
-        le=1024,
-    )
-    secrets: OutputAction = _field("redact", "Credentials: detect-secrets' rules, key blocks.")
-    entropy: OutputAction = _field(
-        "monitor", "Words that look drawn at random, with no name beside them that says key."
-    )
-    canary: OutputAction = _field("stop", "Canaries, also spaced, reversed or encoded.")
-    prompt: OutputAction = _field("redact", "The operator's own text, repeated at length.")
-    images: OutputAction = _field(
-        "redact", "Pictures and other resources that are fetched without a click, on other hosts."
-    )
-    links: OutputAction = _field("monitor", "Links to other hosts that carry data.")
-    active: OutputAction = _field(
-        "redact", "Markup that runs (outside code blocks): scripts, frames, forms, handlers."
-    )
-    control: OutputAction = _field(
-        "redact", "Terminal control characters, bidirectional overrides, invisible tag characters."
-    )
-    allowed_hosts: tuple[str, ...] = _field(
-        (), "Hosts that pictures and links may point to, with all hosts under them."
-    )
-    replacement: str = _field(
-        "[removed]",
-        "Text for the action replace.",
-        max_length=200,
-        pattern=r'^[^"\\\x00-\x1f]*$',
-    )
-    prompt_words: int = _field(
-        20, "So many words of the operator's text in a row are a leak.", "words", ge=6, le=1000
-    )
-    canaries: tuple[str, ...] = _field(
-        (), "Canaries that the operator has put into texts; at least 12 letters and digits each."
-    )
-    place_canary: Literal["identity", "request", "off"] = _field(
-        "identity",
-        "Put a canary behind the operator's text in each request: the same for all requests of one"
-        " caller (prefixes stay shared), or a new one each time.",
-    )
-    cache_salt: Literal["identity", "group", "off"] = _field(
-        "identity",
-        "Who shares cached prefixes, whose timing tells what others have asked: requests of one"
-        " caller; of all callers whose credentials were issued to one group; all.",
-    )
-
-    @model_validator(mode="after")
-    def _canaries_are_long_enough(self) -> OutputPolicy:
-        for canary in self.canaries:
-            plain = sum(c.isascii() and c.isalnum() for c in canary)
-            if not 12 <= plain <= len(canary) <= 100:
-                raise ValueError("a canary needs 12 letters or digits, and at most 100 characters")
-        return self
 
 
 class AnswerPolicy(_Section):

@@ -102,7 +102,11 @@ class ToolsPolicy(Section):
         DESTRUCTIVE_VERBS, "Words in a tool's name that say that it destroys, sends or spends."
     )
     approval_s: int = field(
-        600, "How long a call waits for a person. Then it is denied.", "seconds", ge=1, le=86_400
+        600,
+        "How long a call, or an answer that is held, waits for a person. Then it is denied.",
+        "seconds",
+        ge=1,
+        le=86_400,
     )
     receipt_s: int = field(
         300, "How long the receipt of a released call is valid.", "seconds", ge=1, le=86_400
@@ -125,7 +129,8 @@ class ToolsPolicy(Section):
     store: str | None = field(
         None,
         "Where approvals are kept, written like state.store. Default: with state.store; where that"
-        " is memory, in the file vauban/approvals.db under $XDG_STATE_HOME (~/.local/state).",
+        " is memory, in a file vauban/approvals*.db under $XDG_STATE_HOME (~/.local/state), one for"
+        " each key file, since its approvers see what waits.",
     )
 
     @field_validator("store")

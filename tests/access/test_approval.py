@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from vauban.access.answer_records import MAX_ANSWER_BYTES
 from vauban.access.approval import ID, Approval, Approvals, Call, State, Step
-from vauban.access.approval_place import open_place
+from vauban.access.approval_place import deployment_of, open_place
 from vauban.errors import (
     ApprovalRefused,
     ConfigError,
@@ -23,6 +24,7 @@ from vauban.errors import (
     TooManyApprovals,
     VaubanError,
 )
+from vauban.policy import IdentityPolicy
 from vauban.policy_standing import StatePolicy
 from vauban.policy_tools import ToolsPolicy
 from vauban.state.store import open_store
@@ -409,3 +411,83 @@ def test_a_secret_that_is_none(tmp_path: Path, text: str) -> None:
     path.chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
         place(StatePolicy(), ToolsPolicy(store=f"sqlite://{tmp_path}/a.db"))
+
+
+def test_an_answer_is_kept_in_parts_and_given_out_once(bench: Bench) -> None:
+    answer = bytes(n % 251 for n in range(200_000))
+    told = Call("", "answer", "{}", "", "secrets", kind="answer")
+    approvals = bench.open()
+    held = approvals.hold(AGENT, [told], form="/v1/chat/completions", answer=answer)
+    assert approvals.answer_of(approvals.get(held.id)) == answer
+    approvals.decide(held.id, approve=True, by=APPROVER, reason="")
+    for forms in ([""], ["/v1/messages"], ["/v1/chat/completions stream"]):
+        with pytest.raises(ApprovalRefused, match="another kind"):
+            approvals.release(held.id, AGENT, TOOLS, forms)
+    with pytest.raises(NotFound):
+        approvals.release(held.id, OTHER, {}, ["/v1/chat/completions"])
+    released = approvals.release(held.id, AGENT, {}, ["", "/v1/chat/completions"])
+    assert released.state is State.RELEASED
+    assert approvals.take_answer(released) == answer
+    with pytest.raises(NotFound):
+        approvals.take_answer(released)
+    with pytest.raises(ApprovalRefused, match="has been used"):
+        approvals.release(held.id, AGENT, {}, ["/v1/chat/completions"])
+
+
+def test_an_answer_that_was_changed_in_the_store_is_none(bench: Bench) -> None:
+    approvals = bench.open()
+    held = approvals.hold(AGENT, [MAIL], form="f", answer=b"as it was")
+    approvals._store.update(f"answer:{held.id}:0", lambda _: b"as it is not")
+    with pytest.raises(NotFound):
+        approvals.answer_of(held)
+
+
+def test_an_answer_too_large_is_not_kept_and_one_that_ended_is_dropped(bench: Bench) -> None:
+    approvals = bench.open()
+    with pytest.raises(TooManyApprovals, match="too large"):
+        approvals.hold(AGENT, [MAIL], form="f", answer=bytes(MAX_ANSWER_BYTES + 1))
+    held = approvals.hold(AGENT, [MAIL], form="f", answer=b"x")
+    bench.now += 10_000
+    assert approvals.all() == []
+    with pytest.raises(NotFound):
+        approvals.answer_of(held)
+
+
+def test_an_answer_is_void_when_the_policy_of_answers_has_changed(bench: Bench) -> None:
+    store = open_store(bench.state)
+    before, after = (
+        Approvals(store, SECRET, ToolsPolicy(), output_digest=digest, clock=lambda: bench.now)
+        for digest in ("a", "b")
+    )
+    before.open()
+    call, kept = before.hold(AGENT, [MAIL]), before.hold(AGENT, [MAIL], form="f", answer=b"x")
+    for one in (call, kept):
+        before.decide(one.id, approve=True, by=APPROVER, reason="")
+    after._is_open = True
+    assert after.release(call.id, AGENT, TOOLS).state is State.RELEASED
+    with pytest.raises(ApprovalRefused, match="policy has changed"):
+        after.release(kept.id, AGENT, {}, ["f"])
+
+
+def test_deployments_do_not_share_the_default_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Approvers of one see and decide what is kept there."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    names = [
+        deployment_of(IdentityPolicy.model_validate(fields))
+        for fields in ({}, {"keys_file": tmp_path / "a.json"}, {"keys_file": tmp_path / "b.json"},
+                       {"jwks_file": tmp_path / "a.json"})
+    ]  # fmt: skip
+    assert names[0] == ""
+    kept = []
+    for name in [*names[:3], names[1]]:
+        store, secret = open_place(
+            StatePolicy(), ToolsPolicy(), own=b"o" * 32, given=False, processes=1, deployment=name
+        )
+        approvals = Approvals(store, secret, ToolsPolicy())
+        approvals.open()
+        kept.append(len(approvals.all()))
+        approvals.hold(AGENT, [MAIL])
+        approvals.close()
+    assert kept == [0, 0, 0, 1]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
-from vauban.access.identity import Identity, is_loopback, require_safe_bind
+from vauban.access.identity import Identity, client_host, is_loopback, require_safe_bind
 from vauban.access.keyfile import revoke_key
 from vauban.access.keys import key_id_of, mint_key
 from vauban.errors import ConfigError, RateLimited, Unauthenticated
@@ -206,11 +206,38 @@ def test_bad_settings_stop_the_start(clock, fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("peer", "forwarded", "proxies", "expected"),
+    [
+        ("203.0.113.5", [], ["127.0.0.1"], "203.0.113.5"),
+        ("203.0.113.5", ["192.0.2.1"], [], None),
+        ("203.0.113.5", ["192.0.2.1"], ["127.0.0.1"], "203.0.113.5"),
+        ("10.0.0.9", ["192.0.2.1"], ["10.0.0.0/24"], "192.0.2.1"),
+        ("10.0.0.9", ["6.6.6.6, 192.0.2.1"], ["10.0.0.0/24"], "192.0.2.1"),
+        ("10.0.0.9", ["6.6.6.6", "192.0.2.1, 10.0.0.8"], ["10.0.0.0/24"], "192.0.2.1"),
+        ("10.0.0.9", ["10.0.0.7"], ["10.0.0.0/24"], "10.0.0.9"),
+        ("10.0.0.9", ["", "junk"], ["10.0.0.0/24"], "junk"),  # counts as `anon:local`
+        (None, ["192.0.2.1"], ["127.0.0.1"], "192.0.2.1"),
+        ("::1", ["192.0.2.1"], ["127.0.0.0/8", "::1"], "192.0.2.1"),
+    ],
+)
+def test_whose_word_counts_for_an_address(
+    peer: str | None, forwarded: list[str], proxies: list[str], expected: str | None
+) -> None:
+    assert client_host(peer, forwarded, proxies) == expected
+
+
+def test_proxies_are_addresses() -> None:
+    with pytest.raises(ValueError, match=r"proxy\.example"):
+        IdentityPolicy(trusted_proxies=("proxy.example",))
+
+
+@pytest.mark.parametrize(
     ("host", "expected"),
     [
-        ("127.0.0.1", "anon:127.0.0.1"),
+        ("127.0.0.1", "anon:local"),
+        ("127.0.0.2", "anon:local"),
         ("10.1.2.3", "anon:10.1.2.3"),
-        ("::1", "anon:::1"),
+        ("::1", "anon:local"),
         ("::ffff:10.1.2.3", "anon:10.1.2.3"),
         ("2001:db8:1:2:3:4:5:6", "anon:2001:db8:1:2::/64"),
         ("2001:db8:1:2::9", "anon:2001:db8:1:2::/64"),

@@ -61,6 +61,14 @@ def test_what_would_be_called_is_shown_whole_and_as_it_is(fake: Fake) -> None:
     assert json.loads(run(fake, "show", ID, "--json").output) == APPROVAL
 
 
+def test_a_held_answer_is_shown_whole_and_in_ascii(fake: Fake) -> None:
+    texts = ["the [red]first\nand \u202eall of it\x1b[2J", "a second"]
+    fake.answers = [(200, json.dumps({**APPROVAL, "answer": texts}).encode())]
+    shown = run(fake, "show", ID).output
+    assert "answer    the [red]first\n          and \\u202eall of it\\u001b[2J" in shown
+    assert "answer    a second" in shown
+
+
 def test_the_list(fake: Fake) -> None:
     fake.answers = [(200, json.dumps({"approvals": [APPROVAL]}).encode())]
     shown = run(fake, "list").output

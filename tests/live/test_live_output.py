@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from vauban.mark import Sealer
-from vauban.policy import OutputPolicy
+from vauban.policy_output import OutputPolicy
 from vauban.protocol.owner import Owners
 from vauban.types import Principal, PrincipalKind
 

@@ -111,6 +111,7 @@ def opened(start: Any, path: Path, approval_s: int = APPROVAL_S) -> Iterator[Des
     policy = {
         "identity": {"keys_file": str(path / "keys.json")},
         "injection": {"mode": "monitor"},
+        "output": {"secrets": "hold"},
         "tools": {
             "rules": RULES, "approval_s": approval_s, "store": f"sqlite://{path}/approvals.db",
         },
@@ -430,6 +431,35 @@ def test_nobody_answers_in_time(desk: Desk) -> None:
     assert answer.calls == []
     assert answer.approval is not None
     assert answer.approval["state"] == "expired"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_is_held(desk: Desk, stream: bool) -> None:
+    key = "AKIA" + "Q3EGRSEX7PLMNBVC"
+    said = f"the key is {key} as asked"
+    messages: list[Any] = [{"role": "user", "content": f'Please say: "{said}"'}]
+    first = ask_chat(desk.openai(), messages, stream=stream)
+    assert first.content.startswith("the key is ")
+    assert key not in first.content
+    assert "asked" not in first.content
+    assert first.finish == "content_filter"
+    assert first.approval is not None
+    approval_id = first.approval["id"]
+    assert approval_id in first.content
+    shown = desk.vauban("show", approval_id).output
+    assert said in shown
+    assert "secrets" in shown
+    again = desk.openai(**{"X-Approval-Id": approval_id})
+    generated = desk.live.metric("vllm:generation_tokens_total")
+    assert ask_chat(again, messages, stream=stream).approval == first.approval
+    assert desk.approve(approval_id).exit_code == 0
+    released = ask_chat(again, messages, stream=stream)
+    assert (released.content, released.finish) == (said, "stop")
+    assert desk.live.metric("vllm:generation_tokens_total") == generated
+    with pytest.raises(openai.PermissionDeniedError, match="has been used"):
+        ask_chat(again, messages, stream=stream)
+    assert desk.steps(approval_id) == ["held", "approved", "released", "refused"]
+    assert key not in desk.live.log()
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from vauban.mark import Sealer
-from vauban.policy import OutputPolicy
-from vauban.protocol.owner import Owners, place_canary
+from vauban.policy_output import OutputPolicy
+from vauban.protocol.owner import Owners, place_canary, without_canary
 from vauban.protocol.shapes import Shape
 from vauban.types import Principal, PrincipalKind
 
@@ -111,3 +111,11 @@ def test_a_canary_is_placed_once_behind_the_operators_text(shape: Shape, body: A
 def test_without_operator_text_there_is_none(shape: Shape, body: Any) -> None:
     place_canary(body, shape, "canary7canary7")
     assert "canary7" not in str(body)
+
+
+def test_what_an_answer_repeats_has_no_canary() -> None:
+    data = {"instructions": "Serve the harbour.\n[ref mine]"}
+    assert owners().place(data, Shape.RESPONSES, ALICE, "r")
+    assert data["instructions"] != "Serve the harbour.\n[ref mine]"
+    assert without_canary(data["instructions"]) == "Serve the harbour.\n[ref mine]"
+    assert without_canary(None) is None

@@ -9,10 +9,10 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vauban.policy import OutputPolicy
+from vauban.policy_output import OUTPUT_DETECTORS, OutputPolicy
 from vauban.text import sanitize
 from vauban.text.sanitize import Sanitizer, Stream
 
@@ -70,7 +70,7 @@ actions = st.sampled_from(["redact", "replace", "stop", "monitor", "off"])
 
 @given(text=texts, cuts=cuts, is_json=st.booleans(), data=st.data())
 def test_any_cut_is_the_whole(text: str, cuts: list[int], is_json: bool, data: Any) -> None:
-    fields = {name: data.draw(actions, name) for name in sanitize.DETECTORS}
+    fields = {name: data.draw(actions, name) for name in OUTPUT_DETECTORS}
     hold = data.draw(st.sampled_from([16, 64, 300]), "hold_back")
     rules = make(**fields, hold_back=hold, prompt_words=10)
     whole, one = said(rules, [text], json=is_json)
@@ -86,11 +86,33 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sanitize, "BLOCK_CHARS", 24)
 
 
-@given(text=texts, cuts=cuts)
+# What may be passed over without being read, between what may not.
+quiet = st.sampled_from(
+    [
+        "some more words ", "a_rather_long_identifier_in_code ", "plugin/vauban/text/quiet.py ",
+        "https://docs.test/library/re.html ", "a `span` of code ", "`x`, `y` and `z` ",
+        "if a < b: ", "x[1]: 5 ", "key: value ", "|-----|-----| ", "// a comment\n", "\n\n", "\n",
+        "List<String> ", "é ", "> ", "token = 5 ", "``` ", "\n```py\n", "\n```\n", "`",
+        "]: https:evil ", "//evil.test/a ", "mailto:a@b.test ", "[x]: ", "</b> ", "<br>",
+        "the override code, ", CANARY[:8], "data:text/html,x ", "aB3dE6gH9jK2mN5pQ8sT1vW4 ",
+        "-----BEGIN RSA PRIVATE KEY-----\n", "MIIEvQIBADANBgkqhkiG9w0B\n",
+        "token: aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hJ6kL9mN2pQ5 ", "Javascript:x ",
+        "https://u:p@a.test ",
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    text=st.lists(st.one_of(fragments, quiet, quiet, quiet), max_size=20).map("".join),
+    cuts=cuts, operator=st.booleans(),
+)  # fmt: skip
 @pytest.mark.usefixtures("small_blocks")
-def test_blocks_that_are_passed_over_change_nothing(text: str, cuts: list[int]) -> None:
-    rules = make(entropy="redact", links="redact", hold_back=16, prompt_words=10)
-    whole, one = said(rules, list(text))
+def test_what_is_passed_over_changes_nothing(text: str, cuts: list[int], operator: bool) -> None:
+    text += " and so on" * 20
+    some = {"texts": (), "canaries": ()} if not operator else {}
+    rules = make(entropy="redact", links="redact", hold_back=16, prompt_words=10, **some)
+    whole, one = said(rules, list(text))  # too little at a time to pass over
     for pieces in ([text], cut(text, cuts)):
         again, stream = said(rules, pieces)
         assert again == whole
@@ -99,7 +121,7 @@ def test_blocks_that_are_passed_over_change_nothing(text: str, cuts: list[int]) 
 
 @given(text=st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=126), max_size=400))
 def test_with_all_off_nothing_changes(text: str) -> None:
-    rules = Sanitizer(OutputPolicy(**dict.fromkeys(sanitize.DETECTORS, "off")))
+    rules = Sanitizer(OutputPolicy(**dict.fromkeys(OUTPUT_DETECTORS, "off")))
     assert rules.whole(text)[0] == text
 
 

@@ -1,10 +1,11 @@
-"""Calls that wait for a person: held, decided by somebody else than the caller, released once.
+"""What waits for a person: held, decided by somebody else than the caller, released once.
 
-A record is bound by HMAC-SHA256 over a versioned JSON array of everything in it (tenant, tools,
-canonical arguments, hashes of the tools' schemas, digest of the tool policy, expiry, and what was
-decided by whom), so one that was written or changed past this module opens no door. Each step is
-one atomic change in the store. A release takes the record before anything is given out: whoever
-dies in between has lost the call, and nobody gets it twice. What nobody decides in time is denied.
+It is the tool calls of one turn of the model, or an answer that the policy holds. A record is bound
+by HMAC-SHA256 over a versioned JSON array of everything in it (tenant, tools, canonical arguments,
+hashes of the tools' schemas, digest of the policy, expiry, hash of the answer, and what was decided
+by whom), so one that was written or changed past this module opens no door. Each step is one
+atomic change in the store. A release takes the record before anything is given out: whoever dies in
+between has lost the call, and nobody gets it twice. What nobody decides in time is denied.
 
 Covers: forged and altered records, approval by the caller, replay, races of many servers, policy
 or tools that changed in between. Does not cover: somebody who writes to the store and puts a
@@ -19,11 +20,18 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
+from vauban.access.answer_records import (
+    MAX_ANSWER_BYTES,
+    drop_answer,
+    read_answer,
+    read_record,
+    write_answer,
+)
 from vauban.errors import (
     ApprovalRefused,
     ConfigError,
@@ -38,6 +46,8 @@ VERSION: Final = 1
 ID: Final = re.compile(r"apr_[0-9A-Za-z_-]{24}")
 MAX_APPROVALS: Final = 500
 """That many may wait in one store. Ended ones go when whoever asked had time to hear of it."""
+CALLS: Final = ""
+"""The form of what is no answer."""
 _ID_BYTES: Final = 18
 _INDEX: Final = "approvals"
 _MISSING: Final = "there is no approval with this id"
@@ -72,7 +82,8 @@ class Call:
 @dataclass(frozen=True, slots=True)
 class Approval:
     """The calls of one turn of the model, and what became of them. Times in seconds since the
-    epoch. `tenant`: principal id of the caller. `by`: of who decided."""
+    epoch. `tenant`: principal id of the caller. `by`: of who decided. For an answer, `form` is that
+    of the request, `answer` the SHA-256 of what is kept of it, and the one call tells of it."""
 
     id: str
     tenant: str
@@ -84,6 +95,8 @@ class Approval:
     by: str = ""
     reason: str = ""
     decided: float = 0.0
+    form: str = CALLS
+    answer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +111,20 @@ class Step:
 class Approvals:
     """
     :param secret: the same for all servers that share the store.
+    :param output_digest: of the policy that holds answers.
     :param on_step: called after each step, from any thread.
     :param clock: seconds since the epoch. Keep the clocks of several servers together.
     """
 
     def __init__(
-        self, store: Store, secret: bytes, policy: ToolsPolicy, *,
+        self, store: Store, secret: bytes, policy: ToolsPolicy, *, output_digest: str = "",
         on_step: Callable[[Step], None] = lambda _: None, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._store = store
         self._key = hmac.digest(secret, b"vauban approval", "sha256")
         self._policy = policy
         self._digest = policy.digest
+        self._output_digest = output_digest
         self._on_step = on_step
         self._clock = clock
         self._is_open = False
@@ -125,8 +140,10 @@ class Approvals:
 
     # -- the caller's side -----------------------------------------------------------------------
 
-    def hold(self, tenant: str, calls: Sequence[Call]) -> Approval:
-        """Keep the calls of a turn until somebody decides.
+    def hold(
+        self, tenant: str, calls: Sequence[Call], *, form: str = CALLS, answer: bytes = b""
+    ) -> Approval:
+        """Keep the calls of a turn, or an answer, until somebody decides.
 
         :raises TooManyApprovals: the caller has asked too often, or too much is kept.
         :raises StateUnavailable: nothing was kept.
@@ -134,11 +151,14 @@ class Approvals:
         now = self._clock()
         drawn = f"apr_{secrets.token_urlsafe(_ID_BYTES)}"
         expires = now + self._policy.approval_s
-        approval = Approval(drawn, tenant, tuple(calls), self._digest, now, expires)
+        approval = Approval(drawn, tenant, tuple(calls), self._digest_for(form), now, expires)
+        if form != CALLS:
+            approval = replace(approval, form=form, answer=hashlib.sha256(answer).hexdigest())
         sealed = self._seal(approval)
-        if len(sealed) > MAX_RECORD_BYTES:
-            raise TooManyApprovals("these calls are too large to be kept together")
+        if len(sealed) > MAX_RECORD_BYTES or len(answer) > MAX_ANSWER_BYTES:
+            raise TooManyApprovals("this is too large to be kept")
         self._enter(approval, now)
+        write_answer(self._update, drawn, answer)
         self._update(_key(drawn), lambda _: sealed)
         self._on_step(Step("held", approval))
         return approval
@@ -158,25 +178,34 @@ class Approvals:
 
         return self._change(approval_id, rule, "withdrawn", tenant)
 
-    def release(self, approval_id: str, tenant: str, tools: Mapping[str, str]) -> Approval:
-        """Take the calls out, once. The state says what came of it: only `RELEASED` gives them.
+    def release(
+        self, approval_id: str, tenant: str, tools: Mapping[str, str],
+        forms: Collection[str] = (CALLS,),
+    ) -> Approval:  # fmt: skip
+        """Take it out, once. The state says what came of it: only `RELEASED` gives it.
 
         :param tools: hashes of the schemas that the request declares now, by name.
+        :param forms: what the request can be answered with.
         :raises NotFound: no such approval of this caller.
-        :raises ApprovalRefused: used already, or policy or tools have changed since.
+        :raises ApprovalRefused: used already, the request is another, or policy or tools have
+            changed since.
         :raises StateUnavailable: nothing may be given out.
         """
 
         def rule(found: Approval) -> Approval:
             if found.tenant != tenant:
                 raise NotFound(_MISSING)
+            if found.form not in forms:
+                raise ApprovalRefused("it was given for another kind of request: send the same")
             if found.state is State.RELEASED:
                 raise ApprovalRefused("this approval has been used")
             if found.state is not State.APPROVED:
                 return found
-            if found.policy != self._digest:
+            if found.policy != self._digest_for(found.form):
                 raise ApprovalRefused("the server's policy has changed since: ask again")
-            if any(tools.get(call.tool, "") != call.schema for call in found.calls):
+            if found.form == CALLS and any(
+                tools.get(call.tool, "") != call.schema for call in found.calls
+            ):
                 raise ApprovalRefused("the tools of this request are not those it was given for")
             return replace(found, state=State.RELEASED)
 
@@ -201,7 +230,7 @@ class Approvals:
                 raise ApprovalRefused(f"it is {found.state.value} already")
             if approve and found.tenant == by:
                 raise ApprovalRefused("who asked can't approve: it takes another credential")
-            if approve and found.policy != self._digest:
+            if approve and found.policy != self._digest_for(found.form):
                 raise ApprovalRefused("the server's policy has changed since")
             state = State.APPROVED if approve else State.DENIED
             return replace(found, state=state, by=by, reason=reason, decided=self._clock())
@@ -216,6 +245,22 @@ class Approvals:
         """:raises NotFound: :raises StateUnavailable:"""
         return self._change(approval_id, lambda found: found, "", "")
 
+    def answer_of(self, approval: Approval) -> bytes:
+        """What is kept of an answer, as it was given to `hold`.
+
+        :raises NotFound: it is gone, or not what was kept. :raises StateUnavailable:
+        """
+        kept = read_answer(self._update, approval.id)
+        if hashlib.sha256(kept).hexdigest() != approval.answer:
+            raise NotFound(_MISSING)
+        return kept
+
+    def take_answer(self, released: Approval) -> bytes:
+        """The same, for the last time. :raises NotFound: :raises StateUnavailable:"""
+        kept = self.answer_of(released)
+        drop_answer(self._update, released.id)
+        return kept
+
     def all(self) -> list[Approval]:
         """What is kept, oldest first. :raises StateUnavailable:"""
         self._purge(self._clock())
@@ -228,6 +273,9 @@ class Approvals:
         return sorted(found, key=lambda approval: approval.created)
 
     # -- records ---------------------------------------------------------------------------------
+
+    def _digest_for(self, form: str) -> str:
+        return self._digest if form == CALLS else self._output_digest
 
     def _change(
         self, approval_id: str, rule: Callable[[Approval], Approval], action: str, by: str
@@ -318,19 +366,13 @@ class Approvals:
                 ended = None
 
         self._update(_key(approval_id), change)
+        if ended is None or ended.form != CALLS:
+            drop_answer(self._update, approval_id)
         if ended is not None and ended.state is State.EXPIRED:
             self._on_step(Step("expired", ended))
 
     def _read_index(self) -> dict[str, tuple[str, float]]:
-        found: bytes | None = None
-
-        def change(old: bytes | None) -> bytes | None:
-            nonlocal found
-            found = old
-            return old
-
-        self._update(_INDEX, change)
-        return _parsed(found)
+        return _parsed(read_record(self._update, _INDEX))
 
     def _update(self, key: str, change: Change) -> None:
         if not self._is_open:

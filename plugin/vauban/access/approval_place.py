@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import secrets
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from vauban.errors import ConfigError
+from vauban.policy import IdentityPolicy
 from vauban.policy_standing import MEMORY, SQLITE, StatePolicy
 from vauban.policy_tools import ToolsPolicy
 from vauban.state.store import Store, open_store
@@ -18,22 +20,31 @@ from vauban.types import Mode
 
 logger = logging.getLogger(__name__)
 
-_FILE: Final = "approvals.db"
+_NAME: Final = "approvals"
 _SECRET_BYTES: Final = 32
 
 
 def open_place(
-    state: StatePolicy, tools: ToolsPolicy, *, own: bytes, given: bool, processes: int
+    state: StatePolicy,
+    tools: ToolsPolicy,
+    *,
+    own: bytes,
+    given: bool,
+    processes: int,
+    answers: bool = False,
+    deployment: str = "",
 ) -> tuple[Store, bytes]:
     """The store, not yet connected, and the secret.
 
     :param own: the server's secret. :param given: it is the operator's, so the next start has it.
-    :param processes: API servers that share the store.
+    :param processes: API servers that share the store. :param answers: answers are kept, too.
+    :param deployment: whose approvers may see what is kept in the default place; another one's have
+        a file of their own.
     :raises ConfigError: with what to do about it.
     """
-    if tools.mode is Mode.OFF:  # nothing will be kept
+    if tools.mode is Mode.OFF and not answers:  # nothing will be kept
         return open_store(state.model_copy(update={"store": MEMORY})), own
-    url = tools.store or _beside(state.store) or _default_url(processes)
+    url = tools.store or _beside(state.store) or _default_url(processes, deployment)
     if url == MEMORY and processes > 1:
         raise ConfigError(
             f"tools.store is {MEMORY}, but there are {processes} API servers: one would not know"
@@ -59,14 +70,20 @@ def _beside(url: str) -> str | None:
     return f"{url}.approvals" if url.startswith(SQLITE) else url
 
 
-def _default_url(processes: int) -> str:
+def deployment_of(identity: IdentityPolicy) -> str:
+    """Names whoever shares the keys, and so the approvers; empty without keys."""
+    files = [file for file in (identity.keys_file, identity.jwks_file) if file is not None]
+    return "\n".join(str(file.resolve()) for file in files)
+
+
+def _default_url(processes: int, deployment: str) -> str:
     home = os.environ.get("XDG_STATE_HOME", "")
     base = Path(home) if home.startswith("/") else Path.home() / ".local" / "state"
     directory = base / "vauban"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
-            return f"sqlite://{directory / _FILE}"
+            return f"sqlite://{directory / _file_name(deployment)}"
     except (OSError, RuntimeError) as error:
         if processes > 1:
             raise ConfigError(
@@ -78,6 +95,11 @@ def _default_url(processes: int) -> str:
             directory,
         )
         return MEMORY
+
+
+def _file_name(deployment: str) -> str:
+    own = hashlib.sha256(deployment.encode()).hexdigest()[:12]
+    return f"{_NAME}-{own}.db" if deployment else f"{_NAME}.db"
 
 
 def _kept_secret(path: Path) -> bytes:

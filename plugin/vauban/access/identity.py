@@ -11,7 +11,7 @@ import ipaddress
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from vauban.access.jwt import JwtVerifier
@@ -181,13 +181,39 @@ def _credential(authorization: str | None, api_key: str | None) -> str:
 
 
 def _caller_group(host: str | None) -> str:
-    """The address limits apply to; an IPv6 site counts as one, since it owns 2^64 addresses."""
+    """The address limits apply to; an IPv6 site counts as one, since it owns 2^64 addresses, and so
+    does this machine, where a caller may take any address of 127.0.0.0/8."""
     address = _address(host or "")
-    if address is None:
+    if address is None or address.is_loopback:
         return "local"
-    if isinstance(address, ipaddress.IPv4Address) or address.is_loopback:
+    if isinstance(address, ipaddress.IPv4Address):
         return str(address)
     return str(ipaddress.IPv6Network((int(address), IPV6_SITE_BITS), strict=False))
+
+
+def client_host(peer: str | None, forwarded: Sequence[str], proxies: Sequence[str]) -> str | None:
+    """The address of whoever asks; None where it is only what the caller says.
+
+    :param peer: as the HTTP server has it. uvicorn has put an address out of the header there
+        already, if the request came over loopback.
+    :param forwarded: the values of X-Forwarded-For; each proxy has added whom it was asked by.
+    :param proxies: addresses and networks whose word counts (`identity.trusted_proxies`).
+    """
+    if not forwarded:
+        return peer
+    if not proxies:
+        return None  # anybody on this machine could have said so
+    trusted = [ipaddress.ip_network(proxy) for proxy in proxies]
+
+    def is_trusted(host: str) -> bool:
+        address = _address(host)
+        return address is not None and any(address in network for network in trusted)
+
+    hops = [hop.strip() for value in forwarded for hop in value.split(",")]
+    for host in (peer or "127.0.0.1", *reversed(hops)):
+        if not is_trusted(host):
+            return host
+    return peer
 
 
 def address_block(host: str | None) -> str:

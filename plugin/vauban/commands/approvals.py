@@ -1,4 +1,4 @@
-"""`vauban approvals`: see, approve and deny tool calls that wait for a person.
+"""`vauban approvals`: see, approve and deny tool calls and answers that wait for a person.
 
 A client of the server's own `/vauban/approvals` routes (README, "Tool calls"), with a key of scope
 `approve` that is not the one that asked for the call.
@@ -134,3 +134,6 @@ def _show(approval: dict[str, Any], as_json: bool) -> None:
         written = json.dumps(json.loads(call["arguments"]), indent=2, ensure_ascii=True)
         for number, text in enumerate(written.splitlines()):
             line("arguments" if number == 0 else "", text)
+    for said in approval.get("answer", ()):
+        for number, text in enumerate(str(said).split("\n")):
+            line("answer" if number == 0 else "", json.dumps(text)[1:-1])

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterable
 from typing import Any, Final
 
 from vauban.mark import Sealer
-from vauban.policy import OutputPolicy
+from vauban.policy_output import OutputPolicy
 from vauban.protocol.shapes import Shape
 from vauban.types import Principal, Segment
 
 _CANARY_BYTES: Final = 10
 _SALT_BYTES: Final = 24
+# As `Owners.canary` and `place_canary` write it.
+_CANARY_LINE: Final = re.compile(r"\n\[ref [a-z2-7]{16}\]\Z")
 _SYSTEM_ROLES: Final = ("system", "developer")
 _SALTED: Final = frozenset(
     {Shape.CHAT, Shape.COMPLETION, Shape.RESPONSES, Shape.ANTHROPIC, Shape.TOKENS}
@@ -74,6 +77,14 @@ def operator_texts(segments: Iterable[Segment], instruction: str | None) -> list
     :param instruction: the policy's `sandwich.instruction`.
     """
     return [s.text for s in segments if s.origin.trusted] + ([instruction] if instruction else [])
+
+
+def without_canary(instructions: Any) -> Any:
+    """The `instructions` of a Responses request as its caller wrote them; the answer repeats
+    them."""
+    if isinstance(instructions, str):
+        return _CANARY_LINE.sub("", instructions)
+    return instructions
 
 
 def place_canary(data: dict[str, Any], shape: Shape, canary: str) -> None:

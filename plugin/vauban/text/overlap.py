@@ -14,6 +14,7 @@ from typing import Final
 GROUP: Final = 4
 _GROUP_KNOWN = bytes([True] * GROUP)
 _WORD = re.compile(r"[0-9A-Za-z]+|[^\x00-\x7f]")
+_PLAIN = "".join(chr(n).lower() if chr(n).isalnum() else " " for n in range(128))
 
 Group = tuple[str, str, str, str]
 
@@ -22,7 +23,7 @@ def words_of(text: str) -> list[str]:
     """The words that count: runs of ASCII letters and digits, and each other character beyond
     ASCII."""
     if text.isascii():
-        return _WORD.findall(text.lower())
+        return text.translate(_PLAIN).split()
     return [word.lower() for word in _WORD.findall(text)]
 
 

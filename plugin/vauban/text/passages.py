@@ -18,11 +18,11 @@ from typing import Final
 from vauban.text import links, secret_rules
 
 WORD_CHARS: Final = r"A-Za-z0-9_\-+/=.~:%@?&#$*^"
+LOOK_BACK_CHARS: Final = 96
+MAX_WORD_CHARS: Final = 4_096
 MAX_MARKUP_CHARS: Final = 2_048
 """A tag, or the words of a picture, longer than that is taken to be none."""
 _MAX_SPAN_CHARS = 160
-_LOOK_BACK_CHARS = 96
-_MAX_WORD_CHARS = 4_096
 
 _KEY_BLOCK = re.compile(r"-----BEGIN [A-Z0-9 ]{0,32}PRIVATE KEY(?: BLOCK)?-----")
 _KEY_LINE = re.compile(
@@ -30,6 +30,7 @@ _KEY_LINE = re.compile(
     r"|[A-Za-z0-9+/=]{16,}|[A-Za-z0-9+/]*[0-9+/=][A-Za-z0-9+/=]*"
 )
 _NUMBER = re.compile(r":*[-+.0-9eE]*")
+_BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
 _TARGET = re.compile(r"\]\(\s{0,8}<?\s{0,8}\Z")
 _DEFINITION = re.compile(r"\]:\s{0,8}<?\Z")
 # Their content is not Markdown, up to an end that blank lines do not bring.
@@ -72,12 +73,30 @@ class Passages:
         self._after_newline = False
 
     @property
-    def is_calm(self) -> bool:
-        """Nothing that was read changes what comes next."""
-        waiting = (self._key_to, self._glued, self._image, self._tag_at, self._tag, self._span)
-        return all(one is None for one in waiting) and not (
-            self._html or self._raw_html or self._fence or self._suspects
+    def may_skip(self) -> bool:
+        """Nothing is open that the next units could end or go on with, but for a fenced block and
+        HTML."""
+        return (
+            self._key_to is None
+            and self._glued is None
+            and self._image is None
+            and self._tag_at is None
+            and self._tag is None
+            and self._span is None
+            and not (self._suspects or self._info_line or self._closing)
         )
+
+    @property
+    def in_code(self) -> bool:
+        """Inside a fenced block."""
+        return bool(self._fence) and not self._info_line
+
+    def skip(self, text: str) -> None:
+        """Pass over text in which nothing has to be read; see `quiet.py`."""
+        if self._html and _BLANK_LINE.search("\n" + text if self._after_newline else text):
+            self._html = False
+        line = text.rpartition("\n")
+        self._after_newline = (bool(line[1]) or self._after_newline) and not line[2].strip(" \t\r")
 
     @property
     def suspect(self) -> int | None:
@@ -123,7 +142,7 @@ class Passages:
     def unit(self, buffer: str, a: int, b: int, *, is_word: bool) -> list[Passage]:
         """The next unit, `buffer[a:b]`; what was found in it or became certain by it.
 
-        `buffer` must hold `_LOOK_BACK_CHARS` before the unit (if there are so many), and the
+        `buffer` must hold `LOOK_BACK_CHARS` before the unit (if there are so many), and the
         character after it unless the text ends there.
         """
         self._closing = False
@@ -209,14 +228,10 @@ class Passages:
     def _is_html(self) -> bool:
         return self._html or self._raw_html
 
-    @property
-    def _in_code(self) -> bool:
-        return bool(self._fence) and not self._info_line
-
     # -- words ---------------------------------------------------------------------------------
 
     def _word(self, buffer: str, a: int, b: int) -> Iterator[Passage]:
-        word, cut_short = buffer[a:b], b - a == _MAX_WORD_CHARS
+        word, cut_short = buffer[a:b], b - a == MAX_WORD_CHARS
         glued, self._glued = self._glued, None
         tag_at, self._tag_at = self._tag_at, None
         if self._json and _NUMBER.fullmatch(word):
@@ -241,7 +256,7 @@ class Passages:
         self._key_to = None
         if "-----" not in word:
             return
-        for found in _KEY_BLOCK.finditer(buffer, max(0, a - _LOOK_BACK_CHARS), b):
+        for found in _KEY_BLOCK.finditer(buffer, max(0, a - LOOK_BACK_CHARS), b):
             if found.end() > a:
                 yield Passage("secrets", found.end(), b)
                 self._key_to = b
@@ -262,7 +277,7 @@ class Passages:
         before = buffer[max(0, a - 24) : a]
         target = _TARGET.search(before) is not None
         at = links.address_start(word)
-        is_picture = not self._in_code and (
+        is_picture = not self.in_code and (
             (target and self._image is not None)
             or _DEFINITION.search(buffer[max(0, a - 24) : a + (at or 0)]) is not None
             or self._tag not in (None, "a")
@@ -270,7 +285,7 @@ class Passages:
         if target:
             self._image = None
         running = links.script_start(word, as_target=target)
-        if running is not None and self._markup and not self._in_code:
+        if running is not None and self._markup and not self.in_code:
             yield Passage("active", a + running, b)
         elif at is not None and not links.is_allowed(word[at:], self._hosts):
             if is_picture and links.fetches(word[at:]):
@@ -279,7 +294,7 @@ class Passages:
                 yield Passage("links", a + at, b)
 
     def _active(self, word: str, a: int, b: int, *, opens_tag: bool) -> Iterator[Passage]:
-        if not self._markup or self._in_code:
+        if not self._markup or self.in_code:
             return
         name = links.tag_name(word) if opens_tag else None
         if name is not None:

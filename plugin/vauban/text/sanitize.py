@@ -14,53 +14,32 @@ Does not cover: other things that the model was told to write in disguise.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
-from vauban.policy import OutputPolicy
-from vauban.text import canary
+from vauban.policy_output import OUTPUT_DETECTORS, OutputPolicy
+from vauban.text import canary, controls
+from vauban.text.cuts import Cuts
 from vauban.text.json_strings import JsonStrings
 from vauban.text.overlap import GROUP, Overlap, spans_of, words_of
-from vauban.text.passages import WORD_CHARS, Passage, Passages
+from vauban.text.passages import MAX_WORD_CHARS, WORD_CHARS, Passage, Passages
+from vauban.text.pii import Entity, Pii, PiiReader
+from vauban.text.quiet import LOOK_AHEAD_CHARS, first_notable
 
-DETECTORS: Final = (
-    "secrets", "entropy", "canary", "prompt", "images", "links", "active", "control",
-)  # fmt: skip
-MAX_WORD_CHARS: Final = 4_096
 MAX_TICKS: Final = 64
 BLOCK_CHARS: Final = 768
 _FOLDED_CHARS: Final = 512
 _HISTORY_CHARS: Final = 160
-_QUIET_WORD_CHARS: Final = 15
+_STEP_CHARS: Final = 64
 
 _WORD = rf"([{WORD_CHARS}]{{1,{MAX_WORD_CHARS}}})"
 _UNIT = re.compile(rf"{_WORD}|`{{1,{MAX_TICKS}}}|!\[?|[<>]|[^\x00-\x7f]")
 _JSON_UNIT = re.compile(rf"{_WORD}|\\(?:u[0-9a-fA-F]{{4}}|[^u])|[^\x00-\x7f]")
-_LONG_WORD = re.compile(rf"[{WORD_CHARS}]{{{_QUIET_WORD_CHARS + 1}}}")
-_TRAILING = "".join(c for c in map(chr, range(33, 127)) if re.match(f"[{WORD_CHARS}`!]", c))
-# A block without these, and without long words, has nothing in it that a rule could find.
-_NOTABLE = ("<", ">", "`", "![", "//", "]:", "----")
-_NOTABLE_SCHEMES = ("script:", "data:")
-_CONTROL = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e0fff]"
-)
-_CONTROL_BYTES = bytes(n for n in range(128) if _CONTROL.match(chr(n)))
-_JSON_CONTROL = re.compile(
-    r"(?i)\\u(?:00(?:0[0-8bcef]|1[0-9a-f]|7f|[89][0-9a-f])|202[a-e]|206[6-9])"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Characters `start` to `end` of a channel, taken out."""
-
-    start: int
-    end: int
-    detector: str
-    mark: str
+_TRAILING = "".join(c for c in map(chr, range(33, 127)) if re.match(f"[{WORD_CHARS}`!<\\]]", c))
+_ENDING = ("stop", "hold")
 
 
 class Sanitizer:
@@ -68,6 +47,7 @@ class Sanitizer:
 
     :param operator_texts: what must not be repeated at length.
     :param canaries: marks that must not be said, beside those of the policy.
+    :param pii: finds personal data; see `pii.load_pii`.
     """
 
     def __init__(
@@ -75,13 +55,15 @@ class Sanitizer:
         policy: OutputPolicy,
         operator_texts: Iterable[str] = (),
         canaries: Iterable[str] = (),
+        pii: Pii | None = None,
     ) -> None:
         self.policy = policy
-        self.actions: dict[str, str] = {name: getattr(policy, name) for name in DETECTORS}
+        self.actions: dict[str, str] = {name: getattr(policy, name) for name in OUTPUT_DETECTORS}
         looked_for = (*policy.canaries, *canaries) if self.actions["canary"] != "off" else ()
         self.canaries = canary.spellings(looked_for)
         texts = operator_texts if self.actions["prompt"] != "off" else ()
         self.overlap = Overlap(texts, policy.prompt_words)
+        self.pii = pii
         self.hosts = tuple(host.lower().strip(".") for host in policy.allowed_hosts)
 
     def stream(self, *, json: bool = False, markup: bool = True) -> Stream:
@@ -97,6 +79,12 @@ class Sanitizer:
         stream = self.stream(json=json, markup=markup)
         return stream.feed(text) + stream.finish(), stream
 
+    def with_holds(self, action: str) -> Sanitizer:
+        """The same rules, but what would hold the answer does something else."""
+        made = copy.copy(self)
+        made.actions = {d: action if a == "hold" else a for d, a in self.actions.items()}
+        return made
+
     def takes(self, detector: str) -> bool:
         """Whether what this detector finds is taken out."""
         return self.actions[detector] not in ("monitor", "off")
@@ -110,17 +98,17 @@ class Sanitizer:
 
 
 class Stream:
-    """Reads one channel. `stopped`: a detector ended the answer; nothing more comes out.
+    """Reads one channel. `stopped`: a detector ended the answer; nothing more comes out. `held`: it
+    did so until somebody releases the answer.
 
     `findings` counts by detector and action. `fed` and `released` are characters, without dropped
-    control characters; `past` and then `cuts` are what was taken out.
+    control characters; `cuts` is what was taken out.
     """
 
     def __init__(self, rules: Sanitizer, *, json: bool, markup: bool) -> None:
-        self.stopped = False
+        self.stopped = self.held = False
         self.findings: Counter[tuple[str, str]] = Counter()
-        self.past: list[Cut] = []
-        self.cuts: list[Cut] = []
+        self.cuts = Cuts()
         self.released = 0
         self._rules = rules
         self._hold = rules.policy.hold_back
@@ -128,6 +116,7 @@ class Stream:
         self._unit = _JSON_UNIT if json else _UNIT
         self._passages = Passages(rules.hosts, markup=markup and not json, json=json)
         self._strings = JsonStrings() if json else None
+        self._pii = PiiReader(rules.pii) if rules.pii is not None else None
         self._buffer = ""
         self._base = self._read_to = 0  # where in the channel the buffer begins
         self._floor = 0  # retroactive cuts begin here at the earliest
@@ -156,6 +145,8 @@ class Stream:
         if self.stopped:
             return ""
         self._read(final=True)
+        if self._pii is not None:
+            self._identified(self._pii.close(self._buffer, self._base))
         for passage in self._passages.end():
             self._act(passage)
         self._run = 0
@@ -164,19 +155,17 @@ class Stream:
     def _without_control(self, text: str) -> Iterator[str]:
         """The pieces between control characters, each of which is counted when it is reached."""
         action = self._rules.actions["control"]
-        if action == "off" or (
-            text.isascii() and len(text.encode().translate(None, _CONTROL_BYTES)) == len(text)
-        ):
+        if action == "off" or not controls.may_be_in(text):
             yield text
             return
         last = 0
-        for found in _CONTROL.finditer(text):
+        for found in controls.CONTROL.finditer(text):
             yield text[last : found.start()]
-            if action == "stop":
+            if action in _ENDING:
                 self._read(final=True)
                 if not self.stopped:
                     self._count("control", 1)
-                    self._halt(self.fed)
+                    self._halt("control", self.fed)
                 return
             self._count("control", 1)
             last = found.start() if action == "monitor" else found.end()
@@ -187,10 +176,10 @@ class Stream:
     def _read(self, *, final: bool) -> None:
         buffer, at = self._buffer, self._read_to - self._base
         while not self.stopped and at < len(buffer):
-            quiet_to = self._skip_quiet(buffer, at)
-            at = self._read_units(buffer, quiet_to, quiet_to + BLOCK_CHARS, final=final)
+            quiet_to, step = self._skip_quiet(buffer, at)
+            at = self._read_units(buffer, quiet_to, quiet_to + step, final=final)
             self._read_to = self._base + at if not self.stopped else self._read_to
-            if at < min(quiet_to + BLOCK_CHARS, len(buffer)):
+            if at < min(quiet_to + step, len(buffer)):
                 return  # a unit at the end is not complete
 
     def _read_units(self, buffer: str, start: int, stop: int, *, final: bool) -> int:
@@ -212,6 +201,8 @@ class Stream:
         if self._json and not final and (at := buffer.find("\\", last, end)) >= 0:
             end = at  # the rest of an escape is to come
         gap(buffer[last:end])
+        if self._pii is not None:
+            self._identified(self._pii.gap(buffer, self._base, end))
         return end
 
     def _may_grow(self, found: re.Match[str]) -> bool:
@@ -220,41 +211,42 @@ class Stream:
             return len(text) < MAX_WORD_CHARS
         return text == "!" or (text[0] == "`" and len(text) < MAX_TICKS)
 
-    def _skip_quiet(self, buffer: str, start: int) -> int:
-        """Pass over blocks in which no rule could find anything; the result is as if they had
-        been read unit by unit."""
-        while len(buffer) - start > BLOCK_CHARS and not self._json:
-            if self._run or not self._passages.is_calm:
-                break
+    def _skip_quiet(self, buffer: str, start: int) -> tuple[int, int]:
+        """Pass over text in which no rule could find anything; the result is as if it had been
+        read unit by unit. Gives where it came to, and how much to read before it is tried again."""
+        while len(buffer) - start > BLOCK_CHARS + LOOK_AHEAD_CHARS and not self._json:
+            if self._run or not self._passages.may_skip or self._identifies:
+                return start, _STEP_CHARS
             block = buffer[start : start + BLOCK_CHARS].rstrip(_TRAILING)
-            if not block or not self._is_quiet(block, buffer[max(0, start - 2) : start], start):
-                break
-            start += len(block)
+            end = start + len(block)
+            stop = first_notable(buffer, start, end, in_code=self._passages.in_code)
+            if self._pii is not None:
+                stop = self._pii.first(buffer, start, stop)
+            text = buffer[start:stop]
+            if not text or not self._pass_over(text, start):
+                return start, _STEP_CHARS if not text else len(block) or BLOCK_CHARS
+            self._passages.skip(text)
+            start = stop
             self._floor = max(self._floor, self._base + start - self._hold)
-        return start
+            if stop < end:
+                return start, _STEP_CHARS
+        return start, BLOCK_CHARS
 
-    def _is_quiet(self, block: str, before: str, start: int) -> bool:
-        joined = before + block
-        if any(sign in joined for sign in _NOTABLE):
-            return False
-        if max(map(len, block.split()), default=0) > _QUIET_WORD_CHARS and _LONG_WORD.search(block):
-            return False
-        low = joined.lower()
-        if any(scheme in low for scheme in _NOTABLE_SCHEMES):
-            return False
+    def _pass_over(self, text: str, start: int) -> bool:
+        """Whether neither a canary nor the operator's words are in a text, which then is read."""
         rules = self._rules
         folded = self._folded
         if rules.canaries:
-            folded += canary.folded(block)
+            folded += canary.folded(text)
             if any(spelling in folded for spelling in rules.canaries):
                 return False
         if rules.overlap:
-            words = [word for word, _ in self._said] + words_of(block)
+            words = [word for word, _ in self._said] + words_of(text)
             if rules.overlap.touches(words):
                 return False
             # Nothing that begins before the last `hold_back` characters can be taken out.
-            first = max(0, len(block) - self._hold)
-            begins = [at for _, at in spans_of(block[first:])]
+            first = max(0, len(text) - self._hold)
+            begins = [at for _, at in spans_of(text[first:])]
             places = [0] * GROUP + [self._base + start + first + at for at in begins]
             self._said = list(zip(words, places[-len(words) :], strict=False))[1 - GROUP :]
         self._folded = folded[-_FOLDED_CHARS:]
@@ -265,9 +257,11 @@ class Stream:
         floor = start - self._hold
         if floor > self._floor:
             self._floor = max(self._floor, min(floor, self._open(floor)))
+        if self._pii is not None:
+            self._identified(self._pii.unit(buffer, self._base, a, b, is_word=is_word))
         for passage in self._passages.unit(buffer, a, b, is_word=is_word):
             self._act(passage)
-        if self._json and not is_word and _JSON_CONTROL.fullmatch(buffer, a, b):
+        if self._json and not is_word and controls.JSON_CONTROL.fullmatch(buffer, a, b):
             self._act(Passage("control", a, b))
         if self._rules.overlap and not self.stopped:
             self._follow(buffer[a:b], start, end)
@@ -278,8 +272,22 @@ class Stream:
         """Where what is held for another reason than `hold_back` begins."""
         if self._run and not self._leaking and self._rules.takes("prompt"):
             otherwise = min(otherwise, self._run_from)
+        if self._identifies and self._pii is not None:
+            otherwise = min(otherwise, self._pii.open_from or 0)
         suspect = self._passages.suspect
         return otherwise if suspect is None else min(otherwise, self._base + suspect)
+
+    @property
+    def _identifies(self) -> bool:
+        return self._pii is not None and self._pii.open_from is not None
+
+    def _identified(self, entities: Iterable[Entity]) -> None:
+        for one in entities:
+            if self.stopped or self._rules.pii is None:
+                return
+            self._count("pii", 1)
+            mark = self._rules.pii.mark(one.kind, self._text(one.start, one.end))
+            self._take("pii", one.start, one.end, mark)
 
     # -- the operator's sentences and canaries ---------------------------------------------------
 
@@ -334,28 +342,21 @@ class Stream:
     def _count(self, detector: str, number: int) -> None:
         self.findings[detector, self._rules.actions[detector]] += number
 
-    def _take(self, detector: str, start: int, end: int) -> None:
+    def _take(self, detector: str, start: int, end: int, mark: str | None = None) -> None:
         if not self._rules.takes(detector):
             return
         start = max(start, self._floor)
-        if self._rules.actions[detector] == "stop":
-            self._halt(start)
+        if self._rules.actions[detector] in _ENDING:
+            self._halt(detector, start)
             return
         if start >= end:
             return
-        mark = self._rules.mark(detector)
-        while self.cuts and (
-            self.cuts[-1].end > start
-            or (self.cuts[-1].end == start and self.cuts[-1].detector == detector)
-        ):
-            known = self.cuts.pop()
-            if known.start <= start:
-                start, detector, mark = known.start, known.detector, known.mark
-            end = max(end, known.end)
-        self.cuts.append(Cut(start, end, detector, mark))
+        mark = self._rules.mark(detector) if mark is None else mark
+        self.cuts.add(start, end, detector, mark)
 
-    def _halt(self, at: int) -> None:
+    def _halt(self, detector: str, at: int) -> None:
         self.stopped = True
+        self.held = self._rules.actions[detector] == "hold"
         self._read_to = at
 
     def _release(self, upto: int) -> str:
@@ -364,7 +365,7 @@ class Stream:
         upto = max(self.released, upto if self.stopped else self._open(upto))
         out: list[str] = []
         at = self.released
-        for cut in [cut for cut in self.cuts if cut.end > at]:
+        for cut in self.cuts.after(at):
             if cut.start >= upto:
                 break
             mark = cut.mark if cut.start >= at else ""
@@ -396,5 +397,4 @@ class Stream:
             self._buffer = self._buffer[spare:]
             self._base += spare
             self._passages.forget(spare)
-            gone = sum(cut.end <= self.released for cut in self.cuts[:-1])
-            self.past, self.cuts = self.past + self.cuts[:gone], self.cuts[gone:]
+            self.cuts.forget(self.released)

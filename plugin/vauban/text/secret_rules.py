@@ -83,14 +83,22 @@ def secret_start(text: str, start: int, end: int) -> int | None:
 
     Reads up to `CONTEXT_CHARS` before the word and one character after it.
     """
-    heeding, others = _rules()
-    at = _found(heeding, text, max(0, start - 1), start, end)
-    if at is None:
-        first = max(0, start - CONTEXT_CHARS)
-        low = text[first:end].lower()
-        if any(name in low for name in _NAMES):
-            at = _found(others, text, first, start, end)
-    return at
+    at = plain_start(text, start, end)
+    return named_start(text, start, end) if at is None else at
+
+
+def plain_start(text: str, start: int, end: int) -> int | None:
+    """The same by the rules that read only one character before the word."""
+    return _found(_rules()[0], text, max(0, start - 1), start, end)
+
+
+def named_start(text: str, start: int, end: int) -> int | None:
+    """The same by the rules that read what stands before the word."""
+    first = max(0, start - CONTEXT_CHARS)
+    low = text[first:end].lower()
+    if any(name in low for name in _NAMES):
+        return _found(_rules()[1], text, first, start, end)
+    return None
 
 
 def _found(rule: re.Pattern[str], text: str, first: int, start: int, end: int) -> int | None:

@@ -69,6 +69,13 @@ def test_a_wrong_parameter_is_refused_with_its_path(name: str, value: str, told:
     assert told in str(caught.value)
 
 
+def test_answers_cannot_be_held_here() -> None:
+    with pytest.raises(PolicyError, match=r"output\.secrets: hold is not for Triton"):
+        policy_of(config({"output.secrets": "hold"}))
+    with pytest.raises(PolicyError, match="write stop"):
+        parameters_of(Policy.model_validate({"output": {"canary": "hold"}}))
+
+
 def test_tritons_own_parameters_are_none_of_the_policys() -> None:
     assert policy_of(config({"MODEL": "/m", "EXECUTION_ENV_PATH": "/e"})) == Policy()
 

@@ -68,7 +68,20 @@ async def test_an_address_that_a_caller_names_is_nobodys(make_server: MakeServer
         headers = {"x-forwarded-for": f"192.0.2.{number}"}
         found.append((await server.post(CHAT, GOOD, headers=headers)).status)
     assert found == [200, 200, 429, 429]
-    assert (await server.post(CHAT, GOOD)).status == 200
+    assert (await server.post(CHAT, GOOD)).status == 429  # nor is he another without it
+
+
+async def test_an_address_that_a_trusted_proxy_names(make_server: MakeServer) -> None:
+    server = make_server(
+        identity={"requests_per_min": 1, "trusted_proxies": ["127.0.0.1", "10.0.0.0/8"]}
+    )
+    for number, said in enumerate(
+        ["192.0.2.1", "198.51.100.7, 192.0.2.2", "198.51.100.7, 192.0.2.3, 10.1.1.1"]
+    ):
+        headers = {"x-forwarded-for": said}
+        assert (await server.post(CHAT, GOOD, headers=headers)).status == 200, number
+        headers = {"x-forwarded-for": said.replace("198.51.100.7", "203.0.113.9")}
+        assert (await server.post(CHAT, GOOD, headers=headers)).status == 429, number
 
 
 @pytest.mark.parametrize("encodings", [("gzip",), ("identity", "gzip"), ("identity, gzip",), ("",)])

@@ -786,6 +786,38 @@ async def test_a_canary_stops_the_engine(make_server: MakeServer) -> None:
         assert server.front.in_flight == 0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_canary_is_not_repeated_to_the_caller(
+    make_server: MakeServer, stream: bool
+) -> None:
+    """vLLM's answer repeats the instructions that it got."""
+    server = make_server(identity={"anonymous_scopes": ["*", "prompt:system"]})
+    given = "Serve the harbour office."
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        told = server.engine.bodies[-1]["instructions"]
+        response = {"id": "resp_1", "instructions": told, "output": [], "status": "completed"}
+        body, kind = json.dumps(response).encode(), b"application/json"
+        if stream:
+            kind = b"text/event-stream"
+            body = b"".join(
+                b"data: " + json.dumps({"type": f"response.{name}", "response": response,
+                                        "sequence_number": n}).encode() + b"\n\n"
+                for n, name in enumerate(("created", "in_progress", "completed"))
+            )  # fmt: skip
+        await send({"type": "http.response.start", "status": 200,
+                    "headers": [(b"content-type", kind)]})  # fmt: skip
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    server.engine.answer = answer
+    body = {"model": "standin", "input": "Hello", "instructions": given, "stream": stream}
+    response = await server.post("/v1/responses", body)
+    assert response.status == 200
+    assert "[ref " in server.engine.bodies[-1]["instructions"]
+    assert "[ref " not in response.body.decode()
+    assert response.body.decode().count(given) == (3 if stream else 1)
+
+
 @pytest.mark.parametrize("canary", ["identity", "off"])
 async def test_the_operators_words_do_not_leave(make_server: MakeServer, canary: str) -> None:
     server = make_server(

@@ -14,7 +14,7 @@ from vauban.errors import MalformedRequest
 from vauban.hosts.vllm.output import keep_in_step
 from vauban.hosts.vllm.output_events import output_editor
 from vauban.hosts.vllm.rewrite import Event
-from vauban.policy import OutputPolicy
+from vauban.policy_output import OutputPolicy
 from vauban.protocol.shapes import Shape
 from vauban.text.sanitize import Sanitizer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from vauban.errors import RequestError
+from vauban.guard import blocked_sentence
 from vauban.types import Reason
 
 
@@ -27,11 +28,6 @@ _CODES = {
     429: Code.UNAVAILABLE,
     503: Code.UNAVAILABLE,
 }
-_BLOCKED = {
-    Reason.PROMPT_INJECTION: "The request was blocked: it reads like a prompt injection.",
-    Reason.UNREAD_TEXT: "The request was blocked: it hides text that could not be read.",
-}
-_NOT_SCREENED = "The request was blocked: it could not be screened."
 
 
 class Blocked(RequestError):
@@ -40,7 +36,7 @@ class Blocked(RequestError):
     code = "content_filter"
 
     def __init__(self, reason: Reason) -> None:
-        super().__init__(_BLOCKED.get(reason, _NOT_SCREENED))
+        super().__init__(blocked_sentence(reason))
         self.reason = reason
 
 

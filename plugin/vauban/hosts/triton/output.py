@@ -19,6 +19,7 @@ from vauban.hosts.triton.seal import Bundle, Once, Seal, Tickets
 from vauban.mark import RESERVED_KEY, Mark, Order, Sealer, new_nonce
 from vauban.policy import Policy
 from vauban.telemetry import AuditLog
+from vauban.text.pii import load_pii
 from vauban.text.sanitize import Sanitizer, Stream
 
 ANSWER: Final = "answer"
@@ -172,6 +173,7 @@ class GuardOutput:
     """Lets an answer out once its verdict is in, without what must not leave.
 
     :param observe: called with what was found in each answer, for the host's metrics.
+    :raises ConfigError: the policy asks for what is not installed.
     """
 
     def __init__(
@@ -182,6 +184,7 @@ class GuardOutput:
         self._seal = seal
         self._observe = observe
         self._audit = AuditLog(policy.audit)
+        self._pii = load_pii(policy.output, seal.tag(b"pii"))
 
     def __call__(self, verdict: bytes, answer: bytes) -> Answer:
         """A whole answer.
@@ -210,7 +213,8 @@ class GuardOutput:
         return {"text_output": [refusal], "finish_reason": [CONTENT_FILTER]}
 
     def outgoing(self, terms: Terms) -> Outgoing:
-        return Outgoing(terms, Sanitizer(self._policy.output, terms.told, terms.canaries))
+        rules = Sanitizer(self._policy.output, terms.told, terms.canaries, self._pii)
+        return Outgoing(terms, rules)
 
     def record(self, ticket: str, terms: Terms, outgoing: Outgoing) -> None:
         """Count and audit what was found in an answer: detectors and actions, no text."""

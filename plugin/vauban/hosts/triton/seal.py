@@ -16,6 +16,7 @@ strangers (`vauban triton serve` closes it).
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import os
 import secrets
@@ -60,11 +61,16 @@ class Seal:
     def __init__(self, secret: bytes, clock: Callable[[], float] = time.time) -> None:
         if len(secret) < 16:
             raise ValueError("the secret must have at least 16 bytes")
-        self._cipher = AESGCM(hashlib.sha256(b"vauban triton\0" + secret).digest())
+        self._key = hashlib.sha256(b"vauban triton\0" + secret).digest()
+        self._cipher = AESGCM(self._key)
         self._clock = clock
 
     def __repr__(self) -> str:
         return "Seal(***)"
+
+    def tag(self, purpose: bytes) -> bytes:
+        """A key for something else, which tells nothing of this one."""
+        return hmac.digest(self._key, purpose, "sha256")
 
     def close(self, purpose: str, bundle: Bundle) -> bytes:
         head = json.dumps([bundle.ticket, self._clock(), dict(bundle.fields)]).encode()

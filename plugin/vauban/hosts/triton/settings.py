@@ -25,7 +25,11 @@ _ONE_LINE = 1_000_000_000
 
 
 def parameters_of(policy: Policy) -> dict[str, str]:
-    """Every field's path and its value as text, in the schema's order."""
+    """Every field's path and its value as text, in the schema's order.
+
+    :raises PolicyError: the policy asks for what this host can't do.
+    """
+    require_no_holds(policy)
     return {
         f"{section}.{name}": _written(value)
         for section, fields in policy.model_dump(mode="json").items()
@@ -47,7 +51,17 @@ def policy_of(model_config: Mapping[str, Any]) -> Policy:
         if not dot:
             raise PolicyError(f"{path} (from {SOURCE}): a policy field is written section.name")
         nested.setdefault(section, {})[name] = parse_value(text)
-    return policy_from_fields(nested, SOURCE)
+    return require_no_holds(policy_from_fields(nested, SOURCE))
+
+
+def require_no_holds(policy: Policy) -> Policy:
+    """:raises PolicyError: a detector is to hold answers, and nobody could release them here."""
+    if held_by := policy.output.held_by:
+        raise PolicyError(
+            f"output.{held_by[0]}: hold is not for Triton, where nobody can release an answer;"
+            " write stop"
+        )
+    return policy
 
 
 def for_engine(policy: Policy) -> Policy:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vauban.errors import RequestError
+from vauban.guard import blocked_sentence
 from vauban.protocol.shapes import Shape
 from vauban.types import Reason
 
@@ -29,12 +30,6 @@ _TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
-
-_BLOCKED = {
-    Reason.PROMPT_INJECTION: "The request was blocked: it reads like a prompt injection.",
-    Reason.UNREAD_TEXT: "The request was blocked: it hides more text than can be screened.",
-}
-_NOT_SCREENED = "The request was blocked: it could not be screened."
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +59,9 @@ def error_answer(error: RequestError, shape: Shape, request_id: str) -> Answer:
 
 def blocked_answer(shape: Shape, reason: Reason, request_id: str) -> Answer:
     """A request that was blocked, as an error: HTTP 400 with code `content_filter`."""
-    message = _BLOCKED.get(reason, _NOT_SCREENED)
-    body = _error(shape, message, "invalid_request_error", CONTENT_FILTER, None, request_id)
+    body = _error(
+        shape, blocked_sentence(reason), "invalid_request_error", CONTENT_FILTER, None, request_id
+    )
     body["error"]["reason"] = reason.value
     return Answer(400, json_body(body))
 

@@ -1,7 +1,7 @@
-"""The approvers' routes: tool calls that wait for a person. Scope `approve` only.
+"""The approvers' routes: tool calls and answers that wait for a person. Scope `approve` only.
 
     GET  /vauban/approvals?state=pending&limit=100    {"approvals": [...]}, newest first
-    GET  /vauban/approvals/ID
+    GET  /vauban/approvals/ID          of an answer that is held also "answer", its texts
     POST /vauban/approvals/ID/approve  {"reason"}
     POST /vauban/approvals/ID/deny     {"reason"}      also takes an approval back
     GET  /vauban/receipt-key                           {"key": JWK} that receipts are verified with
@@ -15,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import parse_qs
 
 from pydantic import BaseModel, ConfigDict
 
-from vauban.access.approval import Approval, State
+from vauban.access.approval import CALLS, Approval, Approvals, State
 from vauban.errors import (
     ApprovalRefused,
     ApprovalsLost,
@@ -30,6 +31,7 @@ from vauban.errors import (
 )
 from vauban.hosts.vllm.answers import Answer, json_body
 from vauban.hosts.vllm.front import Front
+from vauban.hosts.vllm.held import unpack
 from vauban.hosts.vllm.tool_gate import escaped
 from vauban.hosts.vllm.users import GivenReason, parsed
 from vauban.treatment import moment
@@ -73,7 +75,7 @@ class ApprovalsApi:
                 rows = [_shown(a) for a in reversed(found) if wanted in (None, a.state)]
                 return Answer(200, json_body({"approvals": rows[:limit]}))
             if act is None:
-                return _one(await asyncio.to_thread(gate.approvals.get, approval_id))
+                return await asyncio.to_thread(_in_full, gate.approvals, approval_id)
             given = parsed(_Decision, raw)
             if operator.kind is PrincipalKind.ANONYMOUS:
                 raise ApprovalRefused("an approval takes a credential")
@@ -101,6 +103,15 @@ def _listing(query: bytes) -> tuple[State | None, int]:
     if limit and not (limit.isdecimal() and 1 <= int(limit[:9]) <= MAX_LISTED):
         raise MalformedRequest(f"1 to {MAX_LISTED}", param="limit")
     return State(state) if state else None, int(limit or 100)
+
+
+def _in_full(approvals: Approvals, approval_id: str) -> Answer:
+    found = approvals.get(approval_id)
+    shown = _shown(found)
+    if found.form != CALLS:
+        with suppress(NotFound):  # it has been released
+            shown["answer"] = unpack(approvals.answer_of(found)).texts
+    return Answer(200, json_body(shown))
 
 
 def _one(approval: Approval) -> Answer:

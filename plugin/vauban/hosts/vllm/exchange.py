@@ -20,8 +20,8 @@ from vauban.hosts.vllm.channel import Report
 from vauban.hosts.vllm.front import Front
 from vauban.hosts.vllm.gate import Gate
 from vauban.hosts.vllm.output import keep_in_step
-from vauban.hosts.vllm.output_events import OutputEditor, output_editor
-from vauban.hosts.vllm.rewrite import Editor, Rewriter
+from vauban.hosts.vllm.output_stage import OutputStage
+from vauban.hosts.vllm.rewrite import Rewriter
 from vauban.hosts.vllm.routes import PRIORITY_HEADER, STANDING_HEADER, Kind, Route, shape_of
 from vauban.hosts.vllm.serving import client_address, finish, send_answer, start, stop
 from vauban.hosts.vllm.tool_gate import Turn
@@ -82,8 +82,7 @@ class Exchange:
         self._prompts = prompts_in(self._data)
         self._timer: asyncio.TimerHandle | None = None
         self._client_left = False
-        self._editors: list[Editor] = []
-        self._output: OutputEditor | None = None
+        self._output = OutputStage(front, self.shape, turn, self._tools)
         self._settle_ids()
         self._priority: int | None = None
         slow = enforced >= Level.SLOWED and route.kind is Kind.GUARDED
@@ -121,14 +120,13 @@ class Exchange:
             return
         logprobs = self._front.hardening.request(self._data, self.shape, degraded=self._degraded)
         if logprobs is not None:
-            self._editors.append(logprobs)
+            self._output.editors.append(logprobs)
         # A long text takes tens of milliseconds to read; other requests go on meanwhile.
         reading = await asyncio.to_thread(self._read) if self._is_long else self._read()
         if self._route.generates:
             keep_in_step(self._data)
             self._front.owners.salt(self._data, self.shape, self._principal)
-            self._output = output_editor(self._sanitizer(), self.shape)
-            self._editors.append(self._output)
+            self._output.read(self._sanitizer())
         self._front_ms = self._elapsed_ms()
         if not reading.complete and self._front.guard.judge(Reason.UNREAD_TEXT).blocked:
             await self._refuse(send, self._front.guard.judge(Reason.UNREAD_TEXT), None)
@@ -167,7 +165,9 @@ class Exchange:
         return reading
 
     def _caller(self, scope: Scope) -> Caller:
-        return self._front.treatment.caller(self._principal, client_address(scope), self._prompts)
+        proxies = self._front.policy.identity.trusted_proxies
+        address = client_address(scope, proxies)
+        return self._front.treatment.caller(self._principal, address, self._prompts)
 
     def _sanitizer(self) -> Sanitizer:
         """The rules for the answer. Where the operator has said something, a canary goes behind
@@ -297,22 +297,14 @@ class Exchange:
 
     def _end(self, gate: Gate) -> None:
         gate.charge(self._tokens)
-        if self._output is not None:
-            self._front.record_output(
-                self._output.findings,
-                request_id=self._request_id,
-                principal=self._principal.id,
-                route=self._path,
-                policy=self._front.digest,
-            )
+        self._output.record()
 
     def _rewriter(self, send: Send) -> Rewriter:
         def failed(error: RequestError) -> Answer:
             self._front.record_refusal(error, self._path, self._request_id)
             return error_answer(error, self.shape, self._request_id)
 
-        last = self._tools.editor() if self._route.generates else None
-        return Rewriter(send, self._editors, failed, last=last)
+        return self._output.rewriter(send, failed)
 
     def _limit(self, reported: asyncio.Future[Report]) -> None:
         """The engine has begun to answer, so its verdict must be near: a lost one is a failure."""

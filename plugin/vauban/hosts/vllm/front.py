@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vauban.access.approval import Approvals, Step
-from vauban.access.approval_place import open_place
+from vauban.access.approval_place import deployment_of, open_place
 from vauban.access.identity import Identity, require_safe_bind
 from vauban.access.ledger import Ledger
 from vauban.access.receipt import Receipts
@@ -90,6 +90,7 @@ class Front:
         self.policy = self.loaded_policy.policy
         self.digest = self.policy.digest  # computed once: it hashes the whole policy
         self.identity = Identity(self.policy.identity)
+        self._require_approvers()
         require_safe_bind(self.identity, getattr(args, "uds", None) or args.host)
         self.routes = RouteTable(self.policy.routes)
         self._open_records()
@@ -119,6 +120,7 @@ class Front:
         self._sealer = runtime.sealer
         self.response_ids = ResponseIds(runtime.sealer)
         self.owners = Owners(runtime.sealer, self.policy.output)
+        self.guard.open_output(runtime.sealer.tag(b"pii", b""))
         self.open_tool_gate(runtime.sealer, given=runtime.given)
         receiver = ReportReceiver(runtime.sealer, runtime.directory)
         receiver.open()
@@ -261,6 +263,15 @@ class Front:
 
     # -- start-up ------------------------------------------------------------------------------
 
+    def _require_approvers(self) -> None:
+        held_by = self.policy.output.held_by
+        if held_by and self.identity.anonymous_allowed:
+            raise ConfigError(
+                f"output.{held_by[0]} is hold, but without keys nobody can release an answer: make"
+                " a key with `vauban keys add NAME --scope approve` and set identity.keys_file, or"
+                " write stop instead of hold"
+            )
+
     def _open_receiver(self) -> ReportReceiver:
         if self._receiver is None:
             raise ConfigError("the front is not open")
@@ -291,20 +302,23 @@ class Front:
 
     def open_tool_gate(self, sealer: Sealer, *, given: bool) -> None:
         """:raises ConfigError: approvals can't be kept where the policy says."""
-        tools = self.policy.tools
+        tools, output = self.policy.tools, self.policy.output
         store, secret = open_place(
             self.policy.state, tools, own=sealer.tag(b"approvals", b""), given=given,
-            processes=self.api_servers,
+            processes=self.api_servers, answers=bool(output.held_by),
+            deployment=deployment_of(self.policy.identity),
         )  # fmt: skip
-        approvals = Approvals(store, secret, tools, on_step=self.record_step)
+        approvals = Approvals(
+            store, secret, tools, output_digest=output.digest, on_step=self.record_step
+        )
         with suppress(StateUnavailable):  # asked again for each call
-            if tools.mode is not Mode.OFF:
+            if tools.mode is not Mode.OFF or output.held_by:
                 approvals.open()
         self.tool_gate = ToolGate(
             tools, self._tool_rules, approvals, Receipts(secret, tools.receipt_s),
             record=self.record_tool_call,
             count=lambda decision, why: self.metrics.tool_calls.labels(decision, why).inc(),
-            approvers=not self.identity.anonymous_allowed,
+            approvers=not self.identity.anonymous_allowed, holds_answers=bool(output.held_by),
         )  # fmt: skip
 
     def _find_place(self, engines: Sequence[str]) -> str:

@@ -149,7 +149,8 @@ class GuardMiddleware:
         rules = front.guard.screen_output(
             [instruction] if instruction else [], [canary] if canary else []
         )
-        editors: list[Editor] = [output_editor(rules, Shape.RESPONSES)]
+        # Whoever reads it later is not there for an approval: what would hold it ends it.
+        editors: list[Editor] = [output_editor(rules.with_holds("stop"), Shape.RESPONSES)]
         logprobs = front.hardening.stored()
         if logprobs is not None:
             editors.insert(0, logprobs)
@@ -189,7 +190,7 @@ class GuardMiddleware:
         principal = front.identity.authenticate(
             authorization=headers.get("authorization"),
             api_key=headers.get("x-api-key"),
-            client_host=client_address(scope),
+            client_host=client_address(scope, front.policy.identity.trusted_proxies),
         )
         standing = front.standing(principal, route)
         if front.policy.response.mode is Mode.ENFORCE:

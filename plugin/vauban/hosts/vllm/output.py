@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from vauban.errors import MalformedRequest
 from vauban.hosts.vllm.answers import CONTENT_FILTER
@@ -28,12 +28,26 @@ _DONE: Final = b"data: [DONE]\n\n"
 Key = tuple[Any, ...]
 
 
+class Told(Protocol):
+    """What a client is told of what is withheld: in words, and for its program."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def approval(self) -> dict[str, Any] | None: ...
+
+
 class Channels:
-    """The readers of one answer, and what all of them found."""
+    """The readers of one answer, and what all of them found.
+
+    `said`: where it is not None, what has come out of each channel is collected there.
+    """
 
     def __init__(self, rules: Sanitizer) -> None:
         self.rules = rules
         self.findings: Counter[tuple[str, str]] = Counter()
+        self.said: dict[Key, list[str]] | None = None
         self._open: dict[Key, Stream] = {}
         self._cleaned: dict[tuple[str, bool], str] = {}
 
@@ -41,16 +55,16 @@ class Channels:
         stream = self._open.get(key)
         if stream is None:
             stream = self._open[key] = self.rules.stream(json=json)
-        return stream.feed(text), stream
+        return self._heard(key, stream.feed(text)), stream
 
-    def close(self, key: Key) -> tuple[str, bool]:
-        """What is left of a channel that has ended, and whether that ended the answer."""
+    def close(self, key: Key) -> tuple[str, Stream | None]:
+        """What is left of a channel that has ended, and its reader."""
         stream = self._open.pop(key, None)
         if stream is None:
-            return "", False
+            return "", None
         rest = stream.finish()
         self.findings.update(stream.findings)
-        return rest, stream.stopped
+        return self._heard(key, rest), stream
 
     def close_all(self) -> None:
         """Nothing more is read; what is held is dropped."""
@@ -61,7 +75,12 @@ class Channels:
     def whole(self, text: str, *, json: bool = False) -> tuple[str, Stream]:
         cleaned, stream = self.rules.whole(text, json=json)
         self.findings.update(stream.findings)
-        return cleaned, stream
+        return self._heard(("whole", len(self.said or ())), cleaned), stream
+
+    def _heard(self, key: Key, text: str) -> str:
+        if self.said is not None and text:
+            self.said.setdefault(key, []).append(text)
+        return text
 
     def repeated(self, text: str, *, json: bool = False) -> str:
         """A text that was read before, piece by piece, and now comes whole."""
@@ -72,18 +91,47 @@ class Channels:
         return self._cleaned[text, json]
 
 
-class ChoicesEditor:
-    """Chat and plain completions, and whatever else answers in `choices`."""
+class ProtocolEditor:
+    """What the editors of all protocols have in common.
+
+    `stopped`: a detector has ended the answer. `held`: it did so until somebody releases the
+    answer; then `event` gives no end, and whoever keeps the answer asks for one by `closing`.
+    """
 
     def __init__(self, rules: Sanitizer) -> None:
-        self.stopped = False
-        self._channels = Channels(rules)
-        self._choices: dict[int, _Choice] = {}
+        self.stopped = self.held = False
+        self.channels = Channels(rules)
 
     @property
     def findings(self) -> Counter[tuple[str, str]]:
-        self._channels.close_all()
-        return self._channels.findings
+        self.channels.close_all()
+        return self.channels.findings
+
+    def ended_by(self, stream: Stream | None) -> bool:
+        """Note whether this reader has ended the answer."""
+        if stream is not None and stream.stopped:
+            self.stopped, self.held = True, self.held or stream.held
+        return self.stopped
+
+    def closed(self, *shown: Event) -> Iterable[Event]:
+        """These events, and what ends the stream, unless it is held."""
+        return shown if self.held else (*shown, *self.closing(None))
+
+    def closing(self, told: Told | None) -> Iterable[Event]:
+        """What ends a stream that is stopped.
+
+        :param told: what the client is told of an answer that is held.
+        """
+        raise NotImplementedError
+
+
+class ChoicesEditor(ProtocolEditor):
+    """Chat and plain completions, and whatever else answers in `choices`."""
+
+    def __init__(self, rules: Sanitizer) -> None:
+        super().__init__(rules)
+        self._choices: dict[int, _Choice] = {}
+        self._last: tuple[Event, dict[str, Any]] | None = None
 
     def body(self, payload: Any) -> bool:
         choices = payload.get("choices") if isinstance(payload, dict) else None
@@ -99,23 +147,31 @@ class ChoicesEditor:
             return (event,)
         for part in choices:
             index = part.get("index", 0)
-            choice = self._choices.setdefault(index, _Choice(self._channels, index))
+            choice = self._choices.setdefault(index, _Choice(self.channels, index))
             choice.edit(part)
-            if choice.stopped:
-                return self._stop(event, part)
+            if self.ended_by(choice.ended_by):
+                self._last = (event, part)
+                return self.closed()
         return (event.changed(),)
 
     def end(self) -> Iterable[Event]:
         return ()
 
-    def _stop(self, event: Event, last: dict[str, Any]) -> Iterable[Event]:
-        self.stopped = True
+    def closing(self, told: Told | None) -> Iterable[Event]:
+        """See `ProtocolEditor`."""
+        if self._last is None:
+            return ()
+        event, last = self._last
         is_chat = "delta" in last
         ended = []
         for index, choice in sorted(self._choices.items()):
             said: dict[str, Any] = {"delta": {}} if is_chat else {"text": ""}
             if index == last.get("index", 0):
                 said = {name: last[name] for name in said}
+                if told is not None:
+                    _tell(
+                        said["delta"] if is_chat else said, told, "content" if is_chat else "text"
+                    )
             elif choice.finished:
                 continue
             ended.append(
@@ -124,16 +180,26 @@ class ChoicesEditor:
         event.data["choices"] = ended
         return (event.changed(), Event(None, raw=_DONE))
 
+    def notice(self, payload: Any, told: Told) -> None:
+        """Tell the client of a whole answer that is held."""
+        choice = next(c for c in payload["choices"] if c.get("finish_reason") == CONTENT_FILTER)
+        message = choice.get("message")
+        if isinstance(message, dict):
+            _tell(message, told, "content")
+        else:
+            _tell(choice, told, "text")
+
     def _whole(self, choice: dict[str, Any]) -> bool:
         stopped = cut = changed = False
         for holder, name, json in _texts_of(choice.get("message"), choice):
             if stopped:
                 holder[name] = "{}" if json else ""
                 continue
-            cleaned, stream = self._channels.whole(holder[name], json=json)
+            cleaned, stream = self.channels.whole(holder[name], json=json)
             changed = changed or cleaned != holder[name]
             holder[name] = cleaned
             stopped, cut = stream.stopped, cut or bool(stream.cuts) or stream.stopped
+            self.ended_by(stream)
         if cut:
             for name in _ATTACHED:
                 if choice.get(name) is not None:
@@ -149,7 +215,8 @@ class _Choice:
     """One choice of a stream."""
 
     def __init__(self, channels: Channels, index: int) -> None:
-        self.stopped = self.finished = False
+        self.finished = False
+        self.ended_by: Stream | None = None
         self._channels = channels
         self._index = index
         self._current: Key | None = None
@@ -169,7 +236,7 @@ class _Choice:
             before = self._stream.fed if self._stream is not None else 0
             holder[name], self._stream = self._channels.feed(key, holder[name], json=json)
             if self._stream.stopped:
-                self.stopped = True
+                self.ended_by = self._stream
                 return
         if attached and self._stream is not None:
             self._waiting.append((self._stream, before, self._stream.fed, attached))
@@ -185,8 +252,9 @@ class _Choice:
         if self._current is None:
             return
         key, self._current = self._current, None
-        rest, stopped = self._channels.close(key)
-        self.stopped = self.stopped or stopped
+        rest, stream = self._channels.close(key)
+        if stream is not None and stream.stopped:
+            self.ended_by = stream
         if not rest:
             return
         if key[1] != "arguments":
@@ -207,11 +275,16 @@ class _Choice:
             if stream.released < end and not self.finished:
                 return
             self._waiting.popleft()
-            cuts = (*stream.past, *stream.cuts)
-            if stream.stopped or any(cut.start < end and start < cut.end for cut in cuts):
+            if stream.stopped or stream.cuts.touch(start, end):
                 continue
             for name, value in attached.items():
                 part[name] = joined(part.get(name), value)
+
+
+def _tell(holder: dict[str, Any], told: Told, name: str) -> None:
+    said = holder.get(name) or ""
+    holder[name] = f"{said}\n\n{told.text}" if said else told.text
+    holder["approval"] = told.approval
 
 
 def keep_in_step(data: dict[str, Any]) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
 
 from vauban.hosts.vllm.answers import CONTENT_FILTER
-from vauban.hosts.vllm.output import Channels, ChoicesEditor
+from vauban.hosts.vllm.output import ChoicesEditor, ProtocolEditor, Told
 from vauban.hosts.vllm.rewrite import Event
+from vauban.hosts.vllm.withheld import text_block
+from vauban.hosts.vllm.withheld_responses import item_events, message_item
+from vauban.protocol.owner import without_canary
 from vauban.protocol.shapes import Shape
 from vauban.text.sanitize import Sanitizer
 
@@ -25,7 +27,7 @@ def output_editor(rules: Sanitizer, shape: Shape) -> OutputEditor:
     return AnthropicEditor(rules) if shape is Shape.ANTHROPIC else ChoicesEditor(rules)
 
 
-class ResponsesEditor:
+class ResponsesEditor(ProtocolEditor):
     """The Responses API.
 
     Its events are numbered, so none is added and none is left out: the last piece of each text is
@@ -33,23 +35,18 @@ class ResponsesEditor:
     """
 
     def __init__(self, rules: Sanitizer) -> None:
-        self.stopped = False
-        self._channels = Channels(rules)
+        super().__init__(rules)
         self._kept: Event | None = None
         self._key: tuple[Any, ...] = ()
         self._response: dict[str, Any] = {}
-
-    @property
-    def findings(self) -> Counter[tuple[str, str]]:
-        self._channels.close_all()
-        return self._channels.findings
+        self._number = self._place = 0
 
     def body(self, payload: Any) -> bool:
         if not isinstance(payload, dict):
             return False
         items = payload.get("output")
         items = items if isinstance(items, list) else []
-        changed = False
+        changed = _mend(payload)
         for number, item in enumerate(items):
             one, stopped = self._clean(item, counts=True)
             changed = changed or one
@@ -65,18 +62,22 @@ class ResponsesEditor:
         if not isinstance(data, dict) or not isinstance(data.get("type"), str):
             return (event,)
         kind = data["type"]
+        self._number = data.get("sequence_number", 0) + 1
+        self._place = data.get("output_index", self._place)
         if isinstance(data.get("response"), dict):
+            _mend(data["response"])
             self._response = data["response"]
         if kind.endswith(".delta") and isinstance(data.get("delta"), str):
             return self._piece(event, kind)
         released = self._flush()
         if self.stopped:
-            return self._stop(released, data)
+            return self.closed(*released)
         self._clean(data, counts=False)
         return (*released, event.changed())
 
     def end(self) -> Iterable[Event]:
-        return self._flush()
+        released = self._flush()
+        return self.closed(*released) if self.stopped else released
 
     def _piece(self, event: Event, kind: str) -> Iterable[Event]:
         data = event.data
@@ -84,41 +85,51 @@ class ResponsesEditor:
         key = (kind, *(data.get(name) for name in places))
         released = self._flush() if self._kept is not None and key != self._key else []
         if self.stopped:
-            return self._stop(released, data)
+            return self.closed(*released)
         if self._kept is not None:
             released.append(self._kept)
         is_json = "arguments" in kind
-        data["delta"], stream = self._channels.feed(key, data["delta"], json=is_json)
+        data["delta"], stream = self.channels.feed(key, data["delta"], json=is_json)
         if data.get("logprobs"):
             data["logprobs"] = []  # they spell what is still held back
         self._kept, self._key = event.changed(), key
-        if stream.stopped:
-            self.stopped = True
+        if self.ended_by(stream):
             kept, self._kept = self._kept, None
-            return self._stop([*released, kept], data)
+            return self.closed(*released, kept)
         return released
 
     def _flush(self) -> list[Event]:
         if self._kept is None:
             return []
         kept, self._kept = self._kept, None
-        rest, stopped = self._channels.close(self._key)
+        rest, stream = self.channels.close(self._key)
         kept.data["delta"] += rest
-        self.stopped = self.stopped or stopped
+        self.ended_by(stream)
         return [kept]
 
-    def _stop(self, released: list[Event], data: dict[str, Any]) -> Iterable[Event]:
-        self.stopped = True
+    def closing(self, told: Told | None) -> Iterable[Event]:
+        """See `ProtocolEditor`."""
         response = {
             **self._response,
             "status": "incomplete",
             "incomplete_details": {"reason": CONTENT_FILTER},
             "output": [],
         }
-        number = data.get("sequence_number", 0) + 1
+        steps: list[Event] = []
+        if told is not None:
+            self.notice(response, told)
+            (item,) = response["output"]
+            steps = item_events(item, self._place + 1)
         kind = "response.incomplete"
-        last = {"type": kind, "sequence_number": number, "response": response}
-        return (*released, Event(last, kind))
+        steps.append(Event({"type": kind, "response": response}, kind))
+        for number, event in enumerate(steps, self._number):
+            event.data["sequence_number"] = number
+        return steps
+
+    def notice(self, payload: Any, told: Told) -> None:
+        """Tell the client of a whole answer that is held."""
+        payload["output"].append(message_item(told.text))
+        payload["approval"] = told.approval
 
     def _clean(self, holder: dict[str, Any], *, counts: bool) -> tuple[bool, bool]:
         """Clean what an item, a part or a list of these says, in place."""
@@ -128,10 +139,10 @@ class ResponsesEditor:
             if not isinstance(text, str):
                 continue
             if counts:
-                cleaned, stream = self._channels.whole(text, json=name == "arguments")
-                stopped = stopped or stream.stopped
+                cleaned, stream = self.channels.whole(text, json=name == "arguments")
+                stopped = self.ended_by(stream)
             else:
-                cleaned = self._channels.repeated(text, json=name == "arguments")
+                cleaned = self.channels.repeated(text, json=name == "arguments")
             if cleaned != text:
                 holder[name] = cleaned
                 changed = True
@@ -151,18 +162,23 @@ class ResponsesEditor:
         return self._clean(below, counts=counts)
 
 
-class AnthropicEditor:
+def _mend(response: dict[str, Any]) -> bool:
+    """Take the canary out of what a response repeats of its request."""
+    told = response.get("instructions")
+    mended = without_canary(told)
+    if mended == told:
+        return False
+    response["instructions"] = mended
+    return True
+
+
+class AnthropicEditor(ProtocolEditor):
     """Anthropic's Messages API."""
 
     def __init__(self, rules: Sanitizer) -> None:
-        self.stopped = False
-        self._channels = Channels(rules)
+        super().__init__(rules)
         self._kinds: dict[Any, tuple[str, str]] = {}
-
-    @property
-    def findings(self) -> Counter[tuple[str, str]]:
-        self._channels.close_all()
-        return self._channels.findings
+        self._index: Any = 0
 
     def body(self, payload: Any) -> bool:
         blocks = payload.get("content") if isinstance(payload, dict) else None
@@ -178,17 +194,22 @@ class AnthropicEditor:
             payload["stop_reason"] = "refusal"
         return changed or stopped
 
+    def notice(self, payload: Any, told: Told) -> None:
+        """Tell the client of a whole answer that is held."""
+        payload["content"].append({"type": "text", "text": told.text})
+        payload["approval"] = told.approval
+
     def _block(self, block: dict[str, Any]) -> tuple[bool, bool]:
         changed = stopped = False
         for name in ("text", "thinking"):
             if isinstance(block.get(name), str):
-                cleaned, stream = self._channels.whole(block[name])
-                changed, stopped = changed or cleaned != block[name], stopped or stream.stopped
+                cleaned, stream = self.channels.whole(block[name])
+                changed, stopped = changed or cleaned != block[name], self.ended_by(stream)
                 block[name] = cleaned
         if block.get("input"):
             written = json.dumps(block["input"], ensure_ascii=False)
-            cleaned, stream = self._channels.whole(written, json=True)
-            stopped = stopped or stream.stopped
+            cleaned, stream = self.channels.whole(written, json=True)
+            stopped = self.ended_by(stream)
             if cleaned != written:
                 block["input"] = {} if stream.stopped else json.loads(cleaned)
                 changed = True
@@ -205,36 +226,42 @@ class AnthropicEditor:
             data.get("content_block"), dict
         ):
             self._block(data["content_block"])
+            if self.stopped:
+                self._index = index
+                return self.closed(event.changed())
             return (event.changed(),)
         if data.get("type") != "content_block_stop" or index not in self._kinds:
             return (event,)
-        rest, stopped = self._channels.close((index,))
+        rest, stream = self.channels.close((index,))
         kind, name = self._kinds.pop(index)
         delta = {"type": kind, name: rest}
         last = _named("content_block_delta", index=index, delta=delta)
-        if stopped:
-            return self._stop(last, index)
+        if self.ended_by(stream):
+            self._index = index
+            return self.closed(last)
         return (last, event) if rest else (event,)
 
     def _piece(self, event: Event, index: Any, delta: dict[str, Any]) -> Iterable[Event]:
         for name in _BLOCK_TEXTS:
             if isinstance(delta.get(name), str):
                 is_json = name == "partial_json"
-                delta[name], stream = self._channels.feed((index,), delta[name], json=is_json)
+                delta[name], stream = self.channels.feed((index,), delta[name], json=is_json)
                 self._kinds[index] = (str(delta.get("type")), name)
-                if stream.stopped:
-                    return self._stop(event.changed(), index)
+                if self.ended_by(stream):
+                    self._index = index
+                    return self.closed(event.changed())
         return (event.changed(),)
 
-    def _stop(self, last: Event, index: Any) -> Iterable[Event]:
-        self.stopped = True
+    def closing(self, told: Told | None) -> Iterable[Event]:
+        """See `ProtocolEditor`."""
         end = {"stop_reason": "refusal", "stop_sequence": None}
-        return (
-            last,
-            _named("content_block_stop", index=index),
-            _named("message_delta", delta=end, usage={"output_tokens": 0}),
-            _named("message_stop"),
-        )
+        last = _named("message_delta", delta=end, usage={"output_tokens": 0})
+        notice: list[Event] = []
+        if told is not None:
+            notice = text_block(self._index + 1, told.text)
+            last.data["approval"] = told.approval
+        ended = _named("content_block_stop", index=self._index)
+        return (ended, *notice, last, _named("message_stop"))
 
     def end(self) -> Iterable[Event]:
         return ()

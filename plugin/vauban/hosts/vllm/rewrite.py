@@ -31,6 +31,8 @@ MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 _JSON: Final = "application/json"
 _EVENTS: Final = "text/event-stream"
 _DONE: Final = b"[DONE]"
+_HELD: Final = b": the answer is held\n\n"
+"""Something to say meanwhile, for what gives up on silent connections."""
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _END_OF_EVENT = re.compile(rb"\r?\n\r?\n|\r\r")
 
@@ -86,11 +88,33 @@ class LastEditor(Protocol):
         ...
 
 
+class Keeper(Protocol):
+    """Keeps a whole answer while it passes, in case that it is held until somebody releases it."""
+
+    @property
+    def holds(self) -> bool:
+        """An editor has found what holds it: nothing more of it goes out."""
+        ...
+
+    def note(self, message: Message) -> None:
+        """A message of the application's, before it is edited."""
+        ...
+
+    async def end(self) -> list[Event]:
+        """The application is done: what ends the stream for the client instead."""
+        ...
+
+    async def replace(self, payload: Any) -> None:
+        """As `end`, for a whole body."""
+        ...
+
+
 class Rewriter:
     """Stands in for `send` of one answer.
 
     :param editors: run in order, each on what the one before made of it.
     :param last: gets what they leave.
+    :param keeper: without it no editor holds an answer.
     :param failed: makes the answer that replaces one that can't be edited.
     :param on_stop: called once when a stream or an unreadable answer is ended early: cancels what
         the application still does for it.
@@ -103,10 +127,12 @@ class Rewriter:
         failed: Callable[[UnreadableAnswer], Answer],
         on_stop: Callable[[], None] = lambda: None,
         last: LastEditor | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self._send = send
         self._editors = editors
         self._last = last
+        self._keeper = keeper
         self._failed = failed
         self.on_stop = on_stop
         self.stopped = False
@@ -118,6 +144,8 @@ class Rewriter:
     async def send(self, message: Message) -> None:
         if self.stopped:
             return
+        if self._keeper is not None:
+            self._keeper.note(message)
         if message["type"] == "http.response.start":
             await self._begin(message)
         elif message["type"] == "http.response.body" and self._mode is not None:
@@ -162,6 +190,9 @@ class Rewriter:
             changed = editor.body(payload) or changed
         if self._last is not None:
             changed = await self._last.body(payload) or changed
+        if self._keeper is not None and self._holds:
+            await self._keeper.replace(payload)
+            changed = True
         if changed:
             body = dump(payload)
         start = self._start or {}
@@ -189,17 +220,24 @@ class Rewriter:
         self._buffer += message.get("body", b"")
         last = not message.get("more_body", False)
         out = bytearray()
-        for raw in self._split(last):
+        for raw in () if self._holds else self._split(last):
             out += await self._written(self._edit(raw))
-            if self.stopped:
+            if self.stopped or self._holds:
                 break
         if not self.stopped and len(self._buffer) > MAX_EVENT_BYTES:
             out += await self._written(self._broken(f"an event is over {MAX_EVENT_BYTES} bytes"))
-        if last and not self.stopped:
+        if last and not (self.stopped or self._holds):
             out += await self._written(self._through(0, (), ending=True))
+        if self._keeper is not None and self._holds:
+            self._buffer.clear()
+            out += await self._written(await self._keeper.end()) if last else _HELD
         if out or last or self.stopped:
             more = not (last or self.stopped)
             await self._send({"type": "http.response.body", "body": bytes(out), "more_body": more})
+
+    @property
+    def _holds(self) -> bool:
+        return self._keeper is not None and self._keeper.holds
 
     def _split(self, last: bool) -> Iterable[bytes]:
         """The events that are complete, each with the blank line that ends it."""
@@ -238,7 +276,7 @@ class Rewriter:
             if ending and not editor.stopped:
                 given.extend(editor.end())
             current = given
-            if editor.stopped:
+            if editor.stopped and not self._holds:
                 self._stop()
         return current
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from vauban.access.identity import client_host
 from vauban.hosts.vllm.answers import Answer
 from vauban.hosts.vllm.rewrite import Rewriter
 
 
-def client_address(scope: Scope) -> str | None:
-    """The peer's address, or None where it is what the caller says.
-
-    With X-Forwarded-For uvicorn takes it from whoever comes over loopback, and that is everybody
-    where callers need no key.
-    """
-    if any(name.lower() == b"x-forwarded-for" for name, _ in scope["headers"]):
-        return None
+def client_address(scope: Scope, proxies: Sequence[str]) -> str | None:
+    """The address of whoever asks, or None where it is what the caller says; see `client_host`."""
     client = scope.get("client")
-    return str(client[0]) if client else None
+    forwarded = Headers(scope=scope).getlist("x-forwarded-for")
+    return client_host(str(client[0]) if client else None, forwarded, proxies)
 
 
 def start(

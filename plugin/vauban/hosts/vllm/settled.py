@@ -12,7 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 from vauban.access.approval import Call
-from vauban.hosts.vllm.answers import Answer, events_answer, json_body, response_object
+from vauban.hosts.vllm.answers import (
+    CONTENT_FILTER,
+    Answer,
+    events_answer,
+    json_body,
+    response_object,
+)
 from vauban.hosts.vllm.tool_gate import Outcome, Said
 from vauban.hosts.vllm.withheld_responses import item_events, withheld_items
 from vauban.protocol.shapes import Shape
@@ -21,10 +27,12 @@ from vauban.protocol.shapes import Shape
 def settled_answer(
     shape: Shape, outcome: Outcome, request_id: str, *, model: str, stream: bool
 ) -> Answer:
-    """:param shape: one of those with tool calls."""
+    """:param shape: of a request that generates; with calls only one of those that have them."""
     render: Callable[[Outcome, str, str, bool], Answer] = {
         Shape.RESPONSES: _responses,
         Shape.ANTHROPIC: _anthropic,
+        Shape.COMPLETION: _completion,
+        Shape.TOKENS: _completion,
     }.get(shape, _chat)
     return render(outcome, request_id, model, stream)
 
@@ -55,6 +63,22 @@ def _chat(outcome: Outcome, request_id: str, model: str, stream: bool) -> Answer
     usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
     body = {**head, "object": "chat.completion", "choices": [choice], "usage": usage}
     return Answer(200, json_body(body))
+
+
+def _completion(outcome: Outcome, request_id: str, model: str, stream: bool) -> Answer:
+    choice = {
+        "index": 0,
+        "text": outcome.text,
+        "logprobs": None,
+        "finish_reason": CONTENT_FILTER,
+        "approval": outcome.approval,
+    }
+    head = {"id": f"cmpl-{request_id}", "object": "text_completion", "created": int(time.time())}
+    body = {**head, "model": model, "choices": [choice]}
+    if stream:
+        return events_answer([(None, body)], done=True)
+    usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    return Answer(200, json_body({**body, "usage": usage}))
 
 
 def _anthropic(outcome: Outcome, request_id: str, model: str, stream: bool) -> Answer:

@@ -1,4 +1,5 @@
 """Judges the tool calls in answers: lets them pass, holds them for a person, or takes them out.
+Answers that the policy holds are kept and released here as well.
 
 `ToolGate` is one server's: policy, store, receipts. A `Turn` is one request's; what the protocols'
 editors (`withheld*.py`) ask it to judge are the calls of one turn of the model. They leave
@@ -11,12 +12,12 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from vauban.access.approval import CALLS, Approval, Approvals, Call, State
 from vauban.access.approval import ID as APPROVAL_ID
-from vauban.access.approval import Approval, Approvals, Call, State
 from vauban.access.arguments import canonical
 from vauban.access.receipt import Receipts
 from vauban.access.tool_rules import Ruling, ToolDecision, ToolRules, Why
@@ -28,6 +29,8 @@ from vauban.treatment import moment
 from vauban.types import Mode
 
 HEADER: Final = "x-approval-id"
+ANSWER: Final = "answer"
+"""What a held answer is called where tools are named."""
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DENIED: Final = {
     Why.RULE: "the server's policy does not allow it",
@@ -35,14 +38,14 @@ _DENIED: Final = {
     Why.DESTRUCTIVE: "the server's policy does not allow tools that destroy, send or spend",
     Why.TAINTED: "the model had read texts of tools or documents",
     Why.NOT_JSON: "its arguments are not one plain JSON object",
-    Why.TOO_LARGE: "its arguments are too large to be judged",
+    Why.TOO_LARGE: "it is too large to be judged",
     Why.SCHEMA: "its arguments do not match the server's schema",
     Why.RECIPIENT: "a recipient is outside of what the server's policy allows",
     Why.AMOUNT: "an amount is outside of what the server's policy allows",
     Why.PATH: "a path is outside of what the server's policy allows",
     Why.NAME: "its name is too long",
     Why.READ_LATER: "it needs a person's approval, which a response that is read later can't get",
-    Why.TOO_MANY: "too many calls wait for approval already",
+    Why.TOO_MANY: "too much waits for approval already",
     Why.FAILED: "it could not be judged or kept now",
     Why.DEFAULT: "the server's policy does not allow it",
 }
@@ -69,12 +72,14 @@ class Outcome:
 
     `approval` is what the client is told besides, or None where they pass as they are. `calls`:
     what waits or was released, canonical; empty where they are denied. `text` says it in words.
+    `answer`: one that was kept and is released.
     """
 
     decision: ToolDecision
     text: str = ""
     approval: dict[str, Any] | None = None
     calls: tuple[Call, ...] = ()
+    answer: bytes = b""
 
     @property
     def passes(self) -> bool:
@@ -99,17 +104,20 @@ class ToolGate:
     :param record: called for each call that does not pass freely, with fields for the audit log.
     :param count: called for each call with decision and why.
     :param approvers: whether another credential can exist on this server at all.
+    :param holds_answers: whether the policy has answers kept.
     """
 
     def __init__(
         self, policy: ToolsPolicy, rules: ToolRules, approvals: Approvals, receipts: Receipts, *,
         record: Callable[..., None] = lambda **_: None,
         count: Callable[[str, str], None] = lambda *_: None, approvers: bool = True,
+        holds_answers: bool = False,
     ) -> None:  # fmt: skip
         self.approvals = approvals
         self.receipts = receipts
         self.watches = policy.mode is not Mode.OFF
         self.enforces = policy.mode is Mode.ENFORCE
+        self.holds_answers = holds_answers
         self._digest = policy.digest
         self._rules = rules
         self._record = record
@@ -136,15 +144,42 @@ class ToolGate:
             return self._waits(held)
         return self._denied(calls, worst.why)
 
-    async def settle(self, turn: Turn, approval_id: str) -> Outcome:
-        """What has become of an approval; its calls, if they are released now.
+    async def hold_answer(
+        self, turn: Turn, form: str, answer: bytes, found: Mapping[str, int]
+    ) -> Outcome:
+        """Keep an answer until somebody releases it.
+
+        :param answer: empty: there is too much of it.
+        :param found: how often which detectors have found something.
+        """
+        told = Call("", ANSWER, canonical({"findings": dict(found)}), "", min(found), kind=ANSWER)
+        held: Approval | Why = Why.TOO_LARGE
+        if answer:
+            held = await asyncio.to_thread(
+                hold_calls, self.approvals, turn.principal, [told], form=form, answer=answer
+            )
+        if isinstance(held, Approval):
+            return self._waits(held)
+        self._audit(turn, [ANSWER], ToolDecision.DENY, held)
+        text = f"[The rest of this answer was held back: {_DENIED[held]}.]"
+        return Outcome(ToolDecision.DENY, text, _refused(held))
+
+    async def settle(
+        self, turn: Turn, approval_id: str, forms: Collection[str] = (CALLS,)
+    ) -> Outcome:
+        """What has become of an approval; its calls, or its answer, if they are released now.
+
+        :param forms: what the request can be answered with.
 
         :raises RequestError: none of this caller's, used already, or void.
         """
         try:
             found = await asyncio.to_thread(
-                self.approvals.release, _plain_id(approval_id), turn.principal, turn.tools
+                self.approvals.release, _plain_id(approval_id), turn.principal, turn.tools, forms
             )
+            if found.state is State.RELEASED and found.form != CALLS:
+                answer = await asyncio.to_thread(self.approvals.take_answer, found)
+                return Outcome(ToolDecision.ALLOW, answer=answer)
         except StateUnavailable:
             raise ApprovalsLost("approvals can't be looked up now; try again") from None
         if found.state is State.PENDING:
@@ -168,17 +203,15 @@ class ToolGate:
             )
         except StateUnavailable:
             raise ApprovalsLost("approvals can't be changed now; try again") from None
-        names = _names(call.tool for call in found.calls)
         if found.state is State.RELEASED:
-            return f"The call of {names} has been approved already."
-        return f"The call of {names} was not approved."
+            return f"{_subject(found)} has been approved already."
+        return f"{_subject(found)} was not approved."
 
     # -- what clients are told -------------------------------------------------------------------
 
     def _waits(self, held: Approval) -> Outcome:
-        names = _names(call.tool for call in held.calls)
         text = (
-            f"[The call of {names} was held back: it needs a person's approval. Approval id:"
+            f"[{_subject(held)} was held back: it needs a person's approval. Approval id:"
             f" {held.id}, open until {moment(held.expires)}."
         )
         if self._approvers:
@@ -191,22 +224,21 @@ class ToolGate:
                 " This server runs without keys, so nobody can: its operator has to make keys, or"
                 " a rule for this tool.]"
             )
-        return Outcome(ToolDecision.ASK, text, _told_of(held), held.calls)
+        calls = held.calls if held.form == CALLS else ()
+        return Outcome(ToolDecision.ASK, text, _told_of(held), calls)
 
     def _ended(self, found: Approval) -> Outcome:
-        names = _names(call.tool for call in found.calls)
         if found.state is State.EXPIRED:
-            text = f"[The call of {names} was denied: nobody has approved it in time.]"
+            text = f"[{_subject(found)} was denied: nobody has approved it in time.]"
         else:
             # A text of the approver's, for the model and the user.
             reason = f" Reason: {found.reason}" if found.reason else ""
-            text = f"[The call of {names} was denied.{reason}]"
+            text = f"[{_subject(found)} was denied.{reason}]"
         return Outcome(ToolDecision.DENY, text, _told_of(found))
 
     def _denied(self, calls: Sequence[Said], why: Why) -> Outcome:
-        told = {"id": None, "state": State.DENIED.value, "reason": why.value}
         text = f"[The call of {_names(call.tool for call in calls)} was held back: {_DENIED[why]}.]"
-        return Outcome(ToolDecision.DENY, text, told)
+        return Outcome(ToolDecision.DENY, text, _refused(why))
 
     # -- keeping and telling ---------------------------------------------------------------------
 
@@ -232,17 +264,19 @@ class ToolGate:
     ) -> None:
         for ruling in rulings:
             self._count(ruling.decision.name.lower(), ruling.why.value)
-        if worst.decision is ToolDecision.ALLOW:
-            return
+        if worst.decision is not ToolDecision.ALLOW:
+            self._audit(turn, [call.tool for call in calls], worst.decision, worst.why)
+
+    def _audit(self, turn: Turn, tools: Sequence[str], decision: ToolDecision, why: Why) -> None:
         self._record(
             request_id=turn.request_id,
             principal=turn.principal,
             route=turn.route,
-            decision=worst.decision.name.lower(),
-            reason=worst.why.value,
+            decision=decision.name.lower(),
+            reason=why.value,
             enforced=self.enforces,
             tainted=turn.tainted,
-            tools=[safe_name(call.tool) for call in calls],
+            tools=[safe_name(tool) for tool in tools],
             policy=self._digest,
         )
 
@@ -268,8 +302,20 @@ def _names(names: Any) -> str:
     return ", ".join(dict.fromkeys(safe_name(name) for name in names))
 
 
+def _subject(approval: Approval) -> str:
+    if approval.form != CALLS:
+        return "This answer"
+    return f"The call of {_names(call.tool for call in approval.calls)}"
+
+
+def _refused(why: Why) -> dict[str, Any]:
+    return {"id": None, "state": State.DENIED.value, "reason": why.value}
+
+
 def _told_of(approval: Approval) -> dict[str, Any]:
     """An approval as its caller sees it. Everything in it is ASCII."""
+    if approval.form != CALLS:  # what was found in an answer is not for its caller
+        approval = replace(approval, calls=())
     return {
         "id": approval.id,
         "state": approval.state.value,

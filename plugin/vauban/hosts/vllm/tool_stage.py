@@ -8,7 +8,9 @@ from typing import Any, Final
 
 from starlette.datastructures import Headers
 
+from vauban.access.approval import CALLS
 from vauban.hosts.vllm.answers import Answer
+from vauban.hosts.vllm.held import released_answer
 from vauban.hosts.vllm.rewrite import LastEditor
 from vauban.hosts.vllm.settled import settled_answer
 from vauban.hosts.vllm.tool_gate import HEADER, ToolGate, Turn
@@ -19,10 +21,13 @@ from vauban.protocol.shapes import Shape
 from vauban.types import Origin, Segment
 
 _WITH_CALLS: Final = frozenset({Shape.CHAT, Shape.RESPONSES, Shape.ANTHROPIC})
+_GENERATE: Final = _WITH_CALLS | {Shape.COMPLETION, Shape.TOKENS}
 
 
 class ToolStage:
     """
+    `form`: what kind of answer the request gets; a kept answer is given to no other.
+
     :param data: the request's body; the approval items of a Responses request are taken out.
     :raises MalformedRequest: an answer to an approval that names none.
     """
@@ -32,6 +37,7 @@ class ToolStage:
         self._data = data
         self._shape = shape
         self._turn = turn
+        self.form = f"{turn.route} stream" if data.get("stream") is True else turn.route
         self._answered = take_approval_items(data, shape)
         if gate.watches and shape in _WITH_CALLS:
             turn.tools = declared_tools(data)  # before anything in the body is rewritten
@@ -47,7 +53,10 @@ class ToolStage:
 
         :raises RequestError: no approval of this caller's, used already, or void.
         """
-        if not self._gate.enforces or self._shape not in _WITH_CALLS:
+        forms = [CALLS] if self._gate.enforces and self._shape in _WITH_CALLS else []
+        if self._gate.holds_answers and self._shape in _GENERATE:
+            forms.append(self.form)
+        if not forms:
             return None
         approval_id = headers.get(HEADER)
         if self._answered is not None and not self._answered.approve:
@@ -60,7 +69,9 @@ class ToolStage:
             approval_id = self._answered.approval_id
         if approval_id is None:
             return None
-        outcome = await self._gate.settle(self._turn, approval_id)
+        outcome = await self._gate.settle(self._turn, approval_id, forms)
+        if outcome.answer:
+            return released_answer(outcome.answer)
         stream = self._data.get("stream") is True
         return settled_answer(
             self._shape, outcome, self._turn.request_id, model=model, stream=stream

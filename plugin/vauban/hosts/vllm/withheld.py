@@ -152,7 +152,19 @@ def _said(call: dict[str, Any]) -> Said:
     return Said(str(call.get("id") or ""), str(function.get("name") or ""), str(arguments))
 
 
-class AnthropicWithholder:
+class EventWithholder:
+    """Keeps back, event by event; for protocols whose events can't be judged in place."""
+
+    async def events(self, events: list[Event]) -> list[Event]:
+        """See `rewrite.LastEditor`."""
+        return [given for event in events for given in await self.event(event)]
+
+    async def event(self, event: Event) -> list[Event]:
+        """What goes out in the place of one event."""
+        raise NotImplementedError
+
+
+class AnthropicWithholder(EventWithholder):
     """Anthropic's Messages API.
 
     Blocks of a stream are numbered and come one after the other, so from the first call on all
@@ -177,13 +189,7 @@ class AnthropicWithholder:
         _end(payload, payload, outcome)
         return True
 
-    async def events(self, events: list[Event]) -> list[Event]:
-        given: list[Event] = []
-        for event in events:
-            given.extend(await self._event(event))
-        return given
-
-    async def _event(self, event: Event) -> list[Event]:
+    async def event(self, event: Event) -> list[Event]:
         data = event.data if isinstance(event.data, dict) else {}
         kind = data.get("type")
         if self._held is None:
@@ -209,7 +215,7 @@ class AnthropicWithholder:
         shown = _without_calls(held)
         if outcome is not None:
             number = len({event.data["index"] for event in shown}) + held[0].data["index"]
-            shown += _text_block(number, outcome.text)
+            shown += text_block(number, outcome.text)
             _end(delta, last.data, outcome)
         return [*shown, last.changed()]
 
@@ -263,7 +269,7 @@ def _without_calls(held: list[Event]) -> list[Event]:
     return shown
 
 
-def _text_block(index: int, text: str) -> list[Event]:
+def text_block(index: int, text: str) -> list[Event]:
     steps: list[dict[str, Any]] = [
         {"type": "content_block_start", "content_block": {"type": "text", "text": ""}},
         {"type": "content_block_delta", "delta": {"type": "text_delta", "text": text}},

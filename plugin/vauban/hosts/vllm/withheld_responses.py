@@ -12,11 +12,10 @@ import secrets
 from collections import Counter
 from typing import Any, Final
 
-from vauban.access.tool_rules import ToolDecision
 from vauban.hosts.vllm.answers import CONTENT_FILTER
 from vauban.hosts.vllm.rewrite import Event
 from vauban.hosts.vllm.tool_gate import Outcome, Said, escaped
-from vauban.hosts.vllm.withheld import Judge, is_error
+from vauban.hosts.vllm.withheld import EventWithholder, Judge, is_error
 from vauban.protocol.calls import APPROVAL_REQUEST
 
 SERVER_LABEL: Final = "client"
@@ -24,7 +23,7 @@ _CALLS: Final = ("function_call", "custom_tool_call")
 _ENDS: Final = ("response.completed", "response.incomplete", "response.failed")
 
 
-class ResponsesWithholder:
+class ResponsesWithholder(EventWithholder):
     """The Responses API."""
 
     def __init__(self, judge: Judge) -> None:
@@ -42,13 +41,7 @@ class ResponsesWithholder:
         _replace(payload, calls, outcome)
         return True
 
-    async def events(self, events: list[Event]) -> list[Event]:
-        given: list[Event] = []
-        for event in events:
-            given.extend(await self._event(event))
-        return given
-
-    async def _event(self, event: Event) -> list[Event]:
+    async def event(self, event: Event) -> list[Event]:
         data = event.data if isinstance(event.data, dict) else {}
         kind = data.get("type")
         if self._held is None:
@@ -117,7 +110,7 @@ def said_in(item: dict[str, Any]) -> Said:
 
 def withheld_items(calls: list[Said], outcome: Outcome) -> list[dict[str, Any]]:
     """What stands in the place of each call."""
-    if outcome.decision is not ToolDecision.ASK or outcome.approval is None:
+    if not outcome.calls or outcome.approval is None:
         return [message_item(outcome.text) for _ in calls]
     return [
         {
