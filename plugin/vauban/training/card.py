@@ -22,7 +22,8 @@ _CARD = """# Encoder: injection score and embedding
 One BERT-class model ({layers} layers, {hidden} wide, {vocab} WordPiece tokens, uncased) that gives
 for every window of at most {window} tokens an injection logit and a unit embedding. Long text is
 read in windows that overlap by {overlap} tokens; the score is the worst window's, the embedding
-their mean. Weights are int8 with one scale per row.
+their mean. Of windows of at most {excerpts} tokens the first and last half and three quarters are
+scored too, against words that are added to calm it. Weights are int8 with one scale per row.
 
 ## Intended use
 
@@ -128,6 +129,7 @@ def model_card(
         vocab=f"{arch.vocab_size:,}",
         window=window.max_tokens,
         overlap=window.overlap_tokens,
+        excerpts=window.excerpts_up_to_tokens,
         temperature=calibration.temperature,
         bias=calibration.bias,
         block_at=final.block_at,
