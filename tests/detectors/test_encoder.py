@@ -89,8 +89,8 @@ def test_a_short_text_scores_as_its_worst_excerpt(tiny: Encoder, words: list[str
         return found.score
 
     count = len(words)
-    sizes = [round(share * count) for share in (0.5, 0.75)] if 8 <= count <= 18 else []
-    read = [words, *(part for size in sizes for part in (words[:size], words[-size:]))]
+    left_out = [count // 2, *(n for n in (4, 8) if 3 * n <= count)] if 8 <= count <= 18 else []
+    read = [words, *(part for n in left_out for part in (words[:-n], words[n:]))]
     assert score(20, words) == pytest.approx(max(score(0, part) for part in read), abs=1e-5)
 
 

@@ -27,7 +27,7 @@ from vauban.policy import EncoderPolicy
 
 Ids = NDArray[np.int32]
 
-EXCERPT_SHARES = (0.5, 0.75)
+LEFT_OUT_TOKENS = (8, 4)
 MIN_TOKENS_WITH_EXCERPTS = 8
 
 _MAGIC = b"VW\x01"
@@ -136,7 +136,7 @@ def spans(tokens: int, body: int, overlap: int) -> Iterator[tuple[int, int]]:
 
 
 def excerpts(window: Ids, up_to_tokens: int) -> list[Ids]:
-    """The first and the last half of a short window, and its first and last three quarters.
+    """A short window without its first tokens, and without its last: half of them, 8, and 4.
 
     The score is the worst excerpt's, so words added before or after an attack do not calm it:
     the idea of erase-and-check (arXiv 2309.02705), with few subsequences instead of all.
@@ -148,8 +148,8 @@ def excerpts(window: Ids, up_to_tokens: int) -> list[Ids]:
     if count < MIN_TOKENS_WITH_EXCERPTS or len(window) > up_to_tokens:
         return []
     found = []
-    for share in EXCERPT_SHARES:
-        size = round(share * count)
+    for left_out in (count // 2, *(n for n in LEFT_OUT_TOKENS if 3 * n <= count)):
+        size = count - left_out
         found.append(np.concatenate([window[: size + 1], window[-1:]]))
         found.append(np.concatenate([window[:1], window[-size - 1 :]]))
     return found

@@ -22,8 +22,9 @@ _CARD = """# Encoder: injection score and embedding
 One BERT-class model ({layers} layers, {hidden} wide, {vocab} WordPiece tokens, uncased) that gives
 for every window of at most {window} tokens an injection logit and a unit embedding. Long text is
 read in windows that overlap by {overlap} tokens; the score is the worst window's, the embedding
-their mean. Of windows of at most {excerpts} tokens the first and last half and three quarters are
-scored too, against words that are added to calm it. Weights are int8 with one scale per row.
+their mean. Windows of at most {excerpts} tokens are scored again without the first, and without
+the last, 4, 8, and half of their tokens, against words that are added to calm them. Weights are
+int8 with one scale per row.
 
 ## Intended use
 
