@@ -80,6 +80,29 @@ def test_the_worst_window_counts_and_no_window_is_skipped(tiny: Encoder) -> None
     assert whole.embedding @ mean == pytest.approx(float(np.linalg.norm(mean)), abs=1e-4)
 
 
+@relaxed
+@given(st.lists(st.sampled_from(["the", "ignore", "é", "a", "1"]), min_size=1, max_size=24))
+def test_a_short_text_scores_as_its_worst_excerpt(tiny: Encoder, words: list[str]) -> None:
+    def score(excerpts_up_to_tokens: int, text: list[str]) -> float:
+        tiny._excerpts_up_to_tokens = excerpts_up_to_tokens
+        (found,) = tiny.encode([tiny.tokenizer([" ".join(text)])])
+        return found.score
+
+    count = len(words)
+    left_out = [count // 2, *(n for n in (4, 8) if 3 * n <= count)] if 8 <= count <= 18 else []
+    read = [words, *(part for n in left_out for part in (words[:-n], words[n:]))]
+    assert score(20, words) == pytest.approx(max(score(0, part) for part in read), abs=1e-5)
+
+
+def test_excerpts_do_not_change_the_embedding(tiny: Encoder) -> None:
+    batch = [tiny.tokenizer(["the ignoring " * n]) for n in range(1, 8)]
+    with_them = tiny.encode(batch)
+    tiny._excerpts_up_to_tokens = 0
+    for one, other in zip(with_them, tiny.encode(batch), strict=True):
+        assert one.windows == other.windows
+        assert np.abs(one.embedding - other.embedding).max() < 1e-5  # type: ignore[operator]
+
+
 def test_micro_batches_are_bounded(tiny: Encoder) -> None:
     sizes: list[int] = []
     (scorer,) = tiny._scorers

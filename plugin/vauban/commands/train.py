@@ -86,7 +86,10 @@ def average(
     data: Data,
     out: Annotated[Path, typer.Option(help="Checkpoint directory.")],
 ) -> None:
-    """Average the weights of several runs (a "model soup"), and calibrate the mean."""
+    """Average the weights of several runs (a "model soup"), and calibrate the mean.
+
+    With one checkpoint: calibrate it anew, on other data or for another vauban.
+    """
     from vauban.training.base import load_start  # torch is heavy; --help stays quick
     from vauban.training.run import average as mean_of
 

@@ -71,10 +71,15 @@ class Architecture(_Part):
 
 
 class WindowConfig(_Part):
-    """How long text is cut. Tokens, special tokens included in `max_tokens`."""
+    """How long text is cut. Tokens, special tokens included in `max_tokens`.
+
+    `excerpts_up_to_tokens`: of windows of at most so many tokens excerpts are scored too
+    (`windows.excerpts`); here because the thresholds are set with them.
+    """
 
     max_tokens: int = Field(ge=8, le=16_384)
     overlap_tokens: int = Field(ge=0)
+    excerpts_up_to_tokens: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> WindowConfig:

@@ -1,7 +1,8 @@
 """The encoder that reads every request: token windows in, score and embedding out.
 
-Long input is many windows; the score is the worst window's, the embedding their mean. Pure: no
-global torch setting is read or changed, because it lives in the inference server's own process.
+Long input is many windows; the score is the worst window's, the embedding their mean. Of short
+windows excerpts are scored too, as the checkpoint says. Pure: no global torch setting is read or
+changed, because it lives in the inference server's own process.
 
 Covers: batches of any size (micro-batches bounded in padded tokens), NaN, infinity, ids outside
 the vocabulary; all end in `ScreeningFailed`.
@@ -22,7 +23,7 @@ from torch import Tensor
 from vauban.detectors import checkpoint
 from vauban.detectors.bert import EncoderModel
 from vauban.detectors.checkpoint import Calibration
-from vauban.detectors.windows import Ids, Windows, WindowTokenizer
+from vauban.detectors.windows import Ids, Windows, WindowTokenizer, excerpts
 from vauban.errors import ScreeningFailed
 from vauban.policy import EncoderPolicy
 
@@ -74,9 +75,13 @@ class _Calibrated:
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """One model's outputs, on their way to the host, and which rows belong to which request."""
+    """One model's outputs, on their way to the host, and which rows belong to which request.
+
+    `rows`: of its windows; `scored`: of these and their excerpts.
+    """
 
     rows: list[list[int]]
+    scored: list[list[int]]
     scores: list[Tensor]
     embeddings: list[Tensor]
 
@@ -93,13 +98,16 @@ class Encoder:
         block_at: float,
         batch_tokens: int,
         device: torch.device,
+        excerpts_up_to_tokens: int = 0,
     ) -> None:
+        """:param excerpts_up_to_tokens: see `windows.excerpts`; of the first scorer's windows."""
         self._scorers = tuple(scorers)
         self.tokenizer = tokenizer
         self.flag_at = flag_at
         self.block_at = block_at
         self._batch_tokens = batch_tokens
         self._device = device
+        self._excerpts_up_to_tokens = excerpts_up_to_tokens
         self._pad_to = CUDA_PAD_TO if device.type == "cuda" else 1
 
     @classmethod
@@ -131,6 +139,7 @@ class Encoder:
             block_at=config.block_at,
             batch_tokens=policy.batch_tokens,
             device=device,
+            excerpts_up_to_tokens=config.window.excerpts_up_to_tokens,
         )
 
     def encode(self, batch: Sequence[Windows]) -> list[Encoded]:
@@ -150,7 +159,11 @@ class Encoder:
                 raise ScreeningFailed("token windows are for another set of models")
         with torch.inference_mode():
             pending = [
-                self._forward(scorer, [windows.per_model[i] for windows in batch])
+                self._forward(
+                    scorer,
+                    [windows.per_model[i] for windows in batch],
+                    0 if i else self._excerpts_up_to_tokens,
+                )
                 for i, scorer in enumerate(self._scorers)
             ]
         event = None
@@ -165,14 +178,24 @@ class Encoder:
 
         return finish
 
-    def _forward(self, scorer: Scorer, requests: Sequence[Sequence[Ids]]) -> _Pending:
-        unique: dict[bytes, Ids] = {}
-        keys = [[ids.tobytes() for ids in windows] for windows in requests]
-        for names, windows in zip(keys, requests, strict=True):
-            unique.update(zip(names, windows, strict=True))  # repeated text is computed once
+    def _forward(
+        self, scorer: Scorer, requests: Sequence[Sequence[Ids]], excerpts_up_to_tokens: int
+    ) -> _Pending:
+        unique: dict[bytes, Ids] = {}  # repeated text is computed once
+        rows, scored = [], []
+        for windows in requests:
+            read = [part for ids in windows for part in excerpts(ids, excerpts_up_to_tokens)]
+            rows.append([ids.tobytes() for ids in windows])
+            scored.append([*rows[-1], *(ids.tobytes() for ids in read)])
+            unique.update(zip(scored[-1], [*windows, *read], strict=True))
         order = sorted(unique, key=lambda name: (len(name), name))
         row = {name: i for i, name in enumerate(order)}
-        pending = _Pending([[row[name] for name in names] for names in keys], [], [])
+        pending = _Pending(
+            [[row[name] for name in names] for names in rows],
+            [[row[name] for name in names] for names in scored],
+            [],
+            [],
+        )
         windows = [unique[name] for name in order]
         trim = self._device.type == "cpu"
         lengths = [_padded(len(ids), self._pad_to, scorer.max_tokens) for ids in windows]
@@ -250,7 +273,7 @@ def _assemble(pending: Sequence[_Pending], requests: int) -> list[Encoded]:
     for request in range(requests):
         worst, embedding, parts = 0.0, None, None
         for model_scores, part in zip(scores, pending, strict=True):
-            worst = max(worst, *map(float, model_scores[part.rows[request]]), 0.0)
+            worst = max(worst, *map(float, model_scores[part.scored[request]]), 0.0)
         rows = pending[0].rows[request]
         if rows and embeddings is not None:
             parts = embeddings[rows]

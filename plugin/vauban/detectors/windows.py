@@ -27,6 +27,9 @@ from vauban.policy import EncoderPolicy
 
 Ids = NDArray[np.int32]
 
+LEFT_OUT_TOKENS = (8, 4)
+MIN_TOKENS_WITH_EXCERPTS = 8
+
 _MAGIC = b"VW\x01"
 _HEADER = struct.Struct("<3sBH")  # magic, bytes per id, models
 
@@ -130,6 +133,26 @@ def spans(tokens: int, body: int, overlap: int) -> Iterator[tuple[int, int]]:
     for i in range(count):
         start = 0 if count == 1 else i * (tokens - length) // (count - 1)
         yield start, start + length
+
+
+def excerpts(window: Ids, up_to_tokens: int) -> list[Ids]:
+    """A short window without its first tokens, and without its last: half of them, 8, and 4.
+
+    The score is the worst excerpt's, so words added before or after an attack do not calm it:
+    the idea of erase-and-check (arXiv 2309.02705), with few subsequences instead of all.
+
+    :param window: with one special token at each end, which every excerpt has too.
+    :param up_to_tokens: longer windows have none; special tokens included.
+    """
+    count = len(window) - 2
+    if count < MIN_TOKENS_WITH_EXCERPTS or len(window) > up_to_tokens:
+        return []
+    found = []
+    for left_out in (count // 2, *(n for n in LEFT_OUT_TOKENS if 3 * n <= count)):
+        size = count - left_out
+        found.append(np.concatenate([window[: size + 1], window[-1:]]))
+        found.append(np.concatenate([window[:1], window[-size - 1 :]]))
+    return found
 
 
 class WindowTokenizer:

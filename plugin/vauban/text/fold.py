@@ -13,13 +13,13 @@ import re
 import unicodedata
 from collections import Counter
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, product, zip_longest
 
 import regex
 from confusable_homoglyphs.confusables import confusables_data
 
 from vauban.text.unicode_clean import GENERAL_MARKS
-from vauban.text.words import VOCABULARY
+from vauban.text.words import VOCABULARY, known_english
 
 # --- characters ------------------------------------------------------------------------------
 
@@ -132,10 +132,13 @@ _SPACED_HINT = re.compile(r"[ \n\t]\S[ \n\t]{1,7}\S[ \n\t]")
 _SPACED = re.compile(r"(?<!\S)\S(?:[ \n\t]{1,7}\S(?!\S)){3,}")
 _DOTTED_HINT = re.compile(r"[._*~|·•/-]\w[._*~|·•/-]\w[._*~|·•/-]")
 _DOTTED = re.compile(r"(?<![^\W_])[^\W_](?:(?:[._*~|·•/-]| {1,7})[^\W_](?![^\W_])){3,}")
+_BLANKS = re.compile(r"[ \n\t]+")
+_DELIMITED_HINT = re.compile(r"([._*~|·•/-])(?!\1)\S\1")
 _SEPARATOR = re.compile(r"[ \n\t]+|[._*~|·•/-]")
 _SEPARATORS = re.compile(rf"({_SEPARATOR.pattern})")
 _MIN_LETTERS = 5
 _MIN_LETTER_SHARE = 0.75
+_MIN_DELIMITED_SHARE = 0.25
 _SEGMENT_MIN_CHARS = 10
 
 
@@ -143,7 +146,7 @@ _SEGMENT_MIN_CHARS = 10
 def _word_sizes() -> dict[str, frozenset[int]]:
     """The lengths of known words by their last two letters."""
     sizes: dict[str, set[int]] = {}
-    for word in VOCABULARY:
+    for word in known_english():
         if len(word) > 1:
             sizes.setdefault(word[-2:], set()).add(len(word))
     return {ending: frozenset(found) for ending, found in sizes.items()}
@@ -154,7 +157,7 @@ def _split_words(joined: str) -> str:
 
     The split that covers the most, long words first: the sum of squared word lengths is maximal.
     """
-    lower = joined.lower()
+    lower, known_words = joined.lower(), known_english()
     sizes_by_ending = _word_sizes()
     best = [0] * (len(lower) + 1)
     size_at = [1] * (len(lower) + 1)
@@ -162,7 +165,7 @@ def _split_words(joined: str) -> str:
         best[end] = best[end - 1]
         for size in sizes_by_ending.get(lower[end - 2 : end], ()):
             score = best[end - size] + size * size if size <= end else 0
-            if score > best[end] and lower[end - size : end] in VOCABULARY:
+            if score > best[end] and lower[end - size : end] in known_words:
                 best[end], size_at[end] = score, size
     cuts = {len(joined)}
     known = 0
@@ -194,12 +197,42 @@ def _join(match: re.Match[str]) -> str:
         "" if part == between else " " if _SEPARATOR.fullmatch(part) else part
         for part in _SEPARATORS.split(run)
     ).split(" ")
-    return " ".join(_split_words(w) if len(w) >= _SEGMENT_MIN_CHARS else w for w in words)
+    return " ".join(map(_spread, words))
+
+
+def _spread(word: str) -> str:
+    return _split_words(word) if len(word) >= _SEGMENT_MIN_CHARS else word
+
+
+@cache
+def _delimited(sign: str) -> re.Pattern[str]:
+    """Words, set apart by blanks, in which every second character is `sign`."""
+    word = rf"\S(?:{re.escape(sign)}\S)*"
+    return re.compile(rf"(?<!\S){word}(?:[ \n\t]{{1,7}}{word})*(?!\S)")
+
+
+def _join_delimited(match: re.Match[str]) -> str:
+    words = _BLANKS.split(match.group())
+    plain = [word[::2] for word in words]
+    letters, chars = sum(c.isalpha() for w in plain for c in w), sum(map(len, plain))
+    longer = sum(len(word) > 1 for word in plain)
+    few = letters < _MIN_LETTERS or letters < _MIN_DELIMITED_SHARE * chars
+    if few or 2 * longer < len(plain):
+        return match.group()
+    if len(plain) == 1:
+        return _spread(plain[0])
+    blanks = iter([*_BLANKS.findall(match.group()), ""])
+    return "".join(word + next(blanks) for word in plain)
 
 
 def join_spaced(text: str) -> tuple[str, int]:
     """Letters set apart by blanks or one delimiter joined; wider gaps become word boundaries."""
     runs = 0
+    signs = {hint[1] for hint in _DELIMITED_HINT.finditer(text)}
+    for sign in sorted(signs):
+        joined, _ = _delimited(sign).subn(_join_delimited, text)
+        runs += joined != text
+        text = joined
     for hint, pattern in ((_SPACED_HINT, _SPACED), (_DOTTED_HINT, _DOTTED)):
         if hint.search(text) is None:
             continue
@@ -209,10 +242,13 @@ def join_spaced(text: str) -> tuple[str, int]:
     return text, runs
 
 
-_LEET = str.maketrans("0134578@$!", "oieastbasi")
-_LEET_L = str.maketrans("0134578@$!", "oleastbasi")
+_LEET = str.maketrans("034578@$", "oeastbas")
+_MAX_STROKES = 4
+_LETTER_WORDS = frozenset({"a", "i"})
+_STROKE = re.compile("[1!]")
 _LEET_HINT = re.compile(r"[0134578@$!][A-Za-z]")
 _LEET_WORD = re.compile(r"(?<![\w@$!])[A-Za-z0134578@$!]{1,24}(?![\w@${(])")
+_LEET_RUN = re.compile(r"(?<![0-9])[A-Za-z0134578@$!']+(?![0-9])")
 _LEET_SIGN = re.compile("[013457@$!]")
 _LEET_INSIDE = re.compile("[A-Za-z][013457]+[A-Za-z]")
 _NOT_LEET = re.compile("[0-9]*(?:1st|2nd|3rd|[0-9]th)", re.IGNORECASE)
@@ -222,12 +258,20 @@ _MIN_LEET_WORDS = 3
 
 
 def _unleet(word: str) -> str:
-    """The likeliest reading of `word`; "1" is "i" unless only "l" makes a known word."""
+    """The likeliest reading of `word`: strokes ("1" and "!") are "i" or "l", as makes it known."""
     word, tail = (word.rstrip("!"), "!" * (len(word) - len(word.rstrip("!"))))
-    read = word.translate(_LEET)
-    other = word.translate(_LEET_L)
-    if read.lower() not in VOCABULARY and other.lower() in VOCABULARY:
-        read = other
+    parts = _STROKE.split(word.translate(_LEET))
+    strokes = len(parts) - 1
+    read = "i".join(parts)
+    if 0 < strokes <= _MAX_STROKES:
+        readings = [
+            "".join(map("".join, zip_longest(parts, letters, fillvalue="")))
+            for letters in product("il", repeat=strokes)
+        ]
+        known = (
+            r for words in (VOCABULARY, known_english()) for r in readings if r.lower() in words
+        )
+        read = next(known, read)
     return (read.upper() if word.isupper() else read) + tail
 
 
@@ -237,10 +281,18 @@ def _is_leet(word: str) -> bool:
     bare = word.rstrip("!")
     if not _LEET_SIGN.search(bare) or not any(map(str.isalpha, bare)) or _NOT_LEET.fullmatch(bare):
         return False
-    if len(bare) > 2 and _unleet(bare).lower() in VOCABULARY:
+    if len(bare) > 2 and _unleet(bare).lower() in known_english():
         return True
     one_case = bare.islower() or bare.isupper() or bare[1:].islower()
     return one_case and _LEET_INSIDE.search(bare) is not None and not _HEX_WORD.fullmatch(bare)
+
+
+def _is_word(written: str, read: str) -> bool:
+    return (
+        any(map(str.isalpha, written))
+        or read.lower() in known_english()
+        or read.lower() in _LETTER_WORDS
+    )
 
 
 def undo_leet(text: str) -> tuple[str, int]:
@@ -248,16 +300,19 @@ def undo_leet(text: str) -> tuple[str, int]:
     if _LEET_HINT.search(text) is None:
         return text, 0
     words = _LEET_WORD.findall(text)
-    written = [word for word in words if _is_leet(word)]
+    counts = Counter(words)
+    written = [word for word in counts if _is_leet(word)]
     if not written:
         return text, 0
-    known = {word: _unleet(word) for word in set(written)}
-    if len(written) >= max(_MIN_LEET_WORDS, _LEET_SHARE * len(words)):
-        # So much of it means that the short ones ("m3", "15") are words as well.
-        others = {word: _unleet(word) for word in set(words) if _LEET_SIGN.search(word)}
-        known |= {w: read for w, read in others.items() if read.lower() in VOCABULARY | {"a", "i"}}
+    pattern, readings = _LEET_WORD, {word: _unleet(word) for word in written}
+    if sum(counts[word] for word in written) >= max(_MIN_LEET_WORDS, _LEET_SHARE * len(words)):
+        # So much of it means that the others ("m3", "15", parts of names in code) are words too.
+        pattern = _LEET_RUN
+        others = {word for word in pattern.findall(text) if _LEET_SIGN.search(word)}
+        readings |= {word: _unleet(word) for word in others - readings.keys()}
+        known = {word: read for word, read in readings.items() if _is_word(word, read)}
     else:
-        known = {w: read for w, read in known.items() if read.lower() in VOCABULARY}
+        known = {word: read for word, read in readings.items() if read.lower() in VOCABULARY}
     count = 0
 
     def read(match: re.Match[str]) -> str:
@@ -268,7 +323,7 @@ def undo_leet(text: str) -> tuple[str, int]:
             return known[word]
         return word
 
-    return (_LEET_WORD.sub(read, text), count) if known else (text, 0)
+    return (pattern.sub(read, text), count) if known else (text, 0)
 
 
 def fold_words(text: str) -> tuple[str, Counter[str]]:

@@ -3,9 +3,14 @@
 Leetspeak, rot13 and reversal are undone only where the result reads like language: a wrong guess
 costs the detector a segment of garbage. Function words make almost half of running text, and the
 second list is what an instruction to a model can hardly do without. Latin-script languages only.
+
+`known_english` is for choosing between readings of a word that is disguised for certain.
 """
 
 from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
 
 _FUNCTION_WORDS = """
 the of and to in is you that it he was for on are as with his they be at one have this from
@@ -35,3 +40,13 @@ need want let get go come think question world hello good name person people
 """
 
 VOCABULARY = frozenset(_FUNCTION_WORDS.split()) | frozenset(_INSTRUCTION_WORDS.split())
+
+
+@cache
+def known_english() -> frozenset[str]:
+    """About 20,000 words of four letters and more, and the vocabulary. Lower case.
+
+    The whole words of BERT's uncased English vocabulary (Apache-2.0), sorted.
+    """
+    listed = files("vauban").joinpath("data", "english_words.txt").read_text(encoding="ascii")
+    return VOCABULARY.union(listed.split())

@@ -22,7 +22,9 @@ _CARD = """# Encoder: injection score and embedding
 One BERT-class model ({layers} layers, {hidden} wide, {vocab} WordPiece tokens, uncased) that gives
 for every window of at most {window} tokens an injection logit and a unit embedding. Long text is
 read in windows that overlap by {overlap} tokens; the score is the worst window's, the embedding
-their mean. Weights are int8 with one scale per row.
+their mean. Windows of at most {excerpts} tokens are scored again without the first, and without
+the last, 4, 8, and half of their tokens, against words that are added to calm them. Weights are
+int8 with one scale per row.
 
 ## Intended use
 
@@ -128,6 +130,7 @@ def model_card(
         vocab=f"{arch.vocab_size:,}",
         window=window.max_tokens,
         overlap=window.overlap_tokens,
+        excerpts=window.excerpts_up_to_tokens,
         temperature=calibration.temperature,
         bias=calibration.bias,
         block_at=final.block_at,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from vauban.detectors.bert import EncoderModel, mean_pool
+from vauban.detectors.bert import EncoderModel
 from vauban.detectors.checkpoint import (
     WEIGHTS_NAME,
     CheckpointConfig,
+    WindowConfig,
     read_tensors,
     write_checkpoint,
 )
-from vauban.detectors.windows import Ids
+from vauban.detectors.windows import Ids, excerpts
 from vauban.guard import Guard
 from vauban.policy import EncoderPolicy, Policy
 from vauban.training import evaluate
@@ -42,6 +43,8 @@ LEXICAL_NAME = "lexical.table"
 BLOCK_RATE, FLAG_RATE = 0.01, 0.02
 LEXICAL_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 _RAW_TEMPERATURE = 16.0
+_ROWS_AT_ONCE = 256
+_T = TypeVar("_T")
 Tensors = Mapping[str, NDArray[np.float32]]
 
 
@@ -55,7 +58,8 @@ class Track(Protocol):
 class Split:
     """One development file as the shipped weights see it, through the guard that serves.
 
-    `deep` and `wide` are the two heads' parts of each window's logit; `row` says whose it is.
+    `deep` and `wide` are the two heads' parts of the logit of each window and excerpt; `row` says
+    whose it is.
     """
 
     name: str
@@ -66,7 +70,7 @@ class Split:
     cosine: float
 
     def logits(self, lexical_weight: float = 1.0) -> Floats:
-        """The worst window of each row; a row without text has a very low one."""
+        """The worst of each row; a row without text has a very low one."""
         worst = np.full(len(self.labels), -50.0)
         np.maximum.at(worst, self.row, self.deep + lexical_weight * self.wide)
         return worst
@@ -76,13 +80,13 @@ def finish(
     out: Path,
     start: Start,
     tensors: Tensors,
-    window: tuple[int, int],
+    window: WindowConfig,
     development: Mapping[str, Sequence[Row]],
     track: Track,
 ) -> tuple[CheckpointConfig, list[Split], float]:
     """Weigh the lexical head, calibrate, and write the checkpoint to `out`.
 
-    :param tensors: of both heads; `window`: tokens of a window, and of the overlap.
+    :param tensors: of both heads.
     :return: its configuration, the development files as it scores them, and the lexical weight.
     """
     arch = {**start.architecture.model_dump(), "lexical_buckets": BUCKETS}
@@ -93,7 +97,10 @@ def finish(
         EncoderModel.build(checkpoint.architecture, read_tensors(out, checkpoint)),
         EncoderModel.build(start.architecture, dict(start.teacher)),
     )
-    splits = [score_split(name, rows, guard, models, track) for name, rows in development.items()]
+    splits = [
+        score_split(name, rows, guard, models, window.excerpts_up_to_tokens, track)
+        for name, rows in development.items()
+    ]
     weight = best_lexical_weight(splits)
     splits = [replace(split, wide=weight * split.wide) for split in splits]
     weighed = {**tensors, LEXICAL_NAME: np.float32(weight) * tensors[LEXICAL_NAME]}
@@ -106,29 +113,32 @@ def score_split(
     rows: Sequence[Row],
     guard: Guard,
     models: tuple[EncoderModel, EncoderModel],
+    excerpts_up_to_tokens: int,
     track: Track,
 ) -> Split:
-    """Both heads' logits for every window, and how far embeddings have moved (every 8th row).
+    """Both heads' logits for all that is scored, and how far embeddings have moved (every 8th row).
 
     :param models: the new one, and the base model.
     """
-    student, teacher = models
+    student = models[0]
     deep, wide, owner = [np.empty(0)], [np.empty(0)], [np.empty(0, np.int64)]
     cosines: list[float] = []
-    for at in range(0, len(rows), 64):
-        for i, row in enumerate(rows[at : at + 64]):
+    for at in range(0, len(rows), _ROWS_AT_ONCE):
+        read: list[tuple[int, Ids]] = []
+        for i, row in enumerate(rows[at : at + _ROWS_AT_ONCE], start=at):
             windows = guard.read([Segment(row.text, Origin.USER)]).windows.per_model[0]
-            for group in _chunks(windows, 32):
-                frame = (int(group[0][0]), int(group[0][-1]))
-                ids, real = collate([ids[1:-1] for ids in group], frame)
-                with torch.inference_mode():
-                    x = student.hidden(ids, real)
-                    deep.append(student.head(x, real).numpy())
-                    wide.append(_lexical(student, ids, real))
-                    if i % 8 == 0:
-                        cosines.append(_cosine(mean_pool(x, real), teacher(ids, real)[1]))
-                owner.append(np.full(len(group), at + i, np.int64))
-        track(name, min(at + 64, len(rows)), len(rows), "")
+            read += [(i, ids) for ids in windows]
+            read += [(i, part) for ids in windows for part in excerpts(ids, excerpts_up_to_tokens)]
+            if i % 8 == 0 and windows:
+                cosines.append(_cosine(*(_embedding(model, windows) for model in models)))
+        read.sort(key=lambda pair: len(pair[1]))
+        for group in _chunks(read, 32):
+            ids, real = _collated([ids for _, ids in group])
+            with torch.inference_mode():
+                deep.append(student.head(student.hidden(ids, real), real).numpy())
+                wide.append(_lexical(student, ids, real))
+            owner.append(np.array([i for i, _ in group], np.int64))
+        track(name, min(at + _ROWS_AT_ONCE, len(rows)), len(rows), "")
     return Split(
         name,
         np.array([row.label for row in rows], np.int64),
@@ -139,6 +149,17 @@ def score_split(
     )
 
 
+def _collated(windows: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+    return collate([ids[1:-1] for ids in windows], (int(windows[0][0]), int(windows[0][-1])))
+
+
+def _embedding(model: EncoderModel, windows: Sequence[Ids]) -> Tensor:
+    """Of a text: the mean over its windows."""
+    with torch.inference_mode():
+        parts = [model(*_collated(group))[1] for group in _chunks(windows, 32)]
+    return torch.cat(parts).mean(dim=0)
+
+
 def _lexical(model: EncoderModel, ids: Tensor, real: Tensor) -> Floats:
     if model.lexical is None:
         return np.zeros(len(ids))
@@ -146,13 +167,12 @@ def _lexical(model: EncoderModel, ids: Tensor, real: Tensor) -> Floats:
 
 
 def _cosine(ours: Tensor, theirs: Tensor) -> float:
-    """Between the embeddings of a text: the means over its windows."""
-    return float(F.cosine_similarity(ours.mean(dim=0), theirs.mean(dim=0), dim=0))
+    return float(F.cosine_similarity(ours, theirs, dim=0))
 
 
-def _chunks(windows: Sequence[Ids], size: int) -> Iterator[Sequence[Ids]]:
-    for at in range(0, len(windows), size):
-        yield windows[at : at + size]
+def _chunks(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    for at in range(0, len(items), size):
+        yield items[at : at + size]
 
 
 def best_lexical_weight(splits: Sequence[Split]) -> float:
@@ -190,10 +210,10 @@ def calibrated(splits: Sequence[Split]) -> dict[str, object]:
     }
 
 
-def uncalibrated(architecture: Mapping[str, object], window: tuple[int, int]) -> dict[str, object]:
+def uncalibrated(architecture: Mapping[str, object], window: WindowConfig) -> dict[str, object]:
     return {
         "architecture": architecture,
-        "window": {"max_tokens": window[0], "overlap_tokens": window[1]},
+        "window": window.model_dump(),
         "calibration": {"temperature": _RAW_TEMPERATURE, "bias": 0.0},
         "thresholds": {},
         "flag_at": 1.0,

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from vauban.detectors.bert import EncoderModel, mean_pool
+from vauban.detectors.checkpoint import WindowConfig
 from vauban.detectors.windows import Ids
 from vauban.errors import WeightsError
 from vauban.training.attack_region import Region
@@ -61,6 +62,7 @@ class FitConfig:
     batch_tokens: int = 3072
     window_tokens: int = 128
     overlap_tokens: int = 40
+    excerpts_up_to_tokens: int = 66
     distill_weight: float = 6.0
     distill_every: int = 3
     label_smoothing: float = 0.02
@@ -70,6 +72,14 @@ class FitConfig:
     adversarial_after: float = 1.0
     adversarial_length: float = 0.3
     word_dropout: float = 0.4
+
+    @property
+    def window(self) -> WindowConfig:
+        return WindowConfig(
+            max_tokens=self.window_tokens,
+            overlap_tokens=self.overlap_tokens,
+            excerpts_up_to_tokens=self.excerpts_up_to_tokens,
+        )
 
     @property
     def pools(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +61,7 @@ def train_injection(
     torch.manual_seed(config.seed)
     out.mkdir(parents=True, exist_ok=True)
     start = without_lexical(start)
-    window = (config.window_tokens, config.overlap_tokens)
-    shell = uncalibrated(start.architecture.model_dump(), window)
+    shell = uncalibrated(start.architecture.model_dump(), config.window)
     write_checkpoint(out, start.teacher, start.tokenizer, shell)
     files = data_files(data)
     every_row = {name: list(labelled_rows(path)) for name, path in files.items()}
@@ -73,7 +72,7 @@ def train_injection(
     state = out / STATE_NAME
     deep, table = _fit_heads(start, rows, reader, config, state, device, workers, track)
     tensors = {**deep, LEXICAL_NAME: table}
-    final, splits, weight = finish(out, start, tensors, window, every_row, track)
+    final, splits, weight = finish(out, start, tensors, config.window, every_row, track)
     facts = {
         "task": "injection",
         "start_sha256": dict(start.sha256s),
@@ -97,11 +96,11 @@ def average(
 ) -> CheckpointConfig:
     """A checkpoint with the mean of several's weights, calibrated anew (arXiv 2203.05482).
 
-    :param checkpoints: two or more directories of runs that began at the same base model.
-    :raises ConfigError: fewer than two, of different architectures, or without a provenance file.
+    :param checkpoints: directories of runs that began at the same base model. One: its weights.
+    :raises ConfigError: none, of different architectures, or without a provenance file.
     """
-    if len(checkpoints) < 2:
-        raise ConfigError("an average needs two checkpoints or more")
+    if not checkpoints:
+        raise ConfigError("an average needs a checkpoint")
     configs = [read_config(path) for path in checkpoints]
     if any(c.architecture != configs[0].architecture for c in configs[1:]):
         raise ConfigError("the checkpoints differ in architecture")
@@ -113,28 +112,39 @@ def average(
     files = data_files(data)
     every_row = {name: list(labelled_rows(path)) for name, path in files.items()}
     development = {name: rows for name, rows in every_row.items() if name != TRAIN}
-    window = (configs[0].window.max_tokens, configs[0].window.overlap_tokens)
+    window = runs[0].settings.window
     out.mkdir(parents=True, exist_ok=True)
     final, splits, weight = finish(out, without_lexical(start), tensors, window, development, track)
     facts = {
         "task": "injection, mean of weights",
         "data_sha256": {path.name: file_sha256(path) for path in files.values()},
         "lexical_weight": weight,
-        "members": [provenance for provenance, _ in runs],
+        "members": [run.provenance for run in runs],
     }
     write_provenance(out, final, facts)
     all_rows = [row for rows in every_row.values() for row in rows]
-    card = model_card(final, runs[0][1], splits, all_rows, runs=len(runs))
+    card = model_card(
+        final, runs[0].settings, splits, all_rows, runs=sum(run.members for run in runs)
+    )
     (out / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     return final
 
 
-def _past_run(checkpoint: Path) -> tuple[object, FitConfig]:
-    """The provenance of a checkpoint, and the settings in it."""
+@dataclass(frozen=True, slots=True)
+class _PastRun:
+    """`members`: how many runs' weights it is the mean of; `settings`: of the first."""
+
+    provenance: object
+    settings: FitConfig
+    members: int
+
+
+def _past_run(checkpoint: Path) -> _PastRun:
     try:
         document = json.loads((checkpoint / "provenance.json").read_text(encoding="utf-8"))
-        return document, FitConfig(**document["fit"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        members = document.get("members", [document])
+        return _PastRun(document, FitConfig(**members[0]["fit"]), len(members))
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise ConfigError(f"{checkpoint}: no provenance.json of a training run") from error
 
 
