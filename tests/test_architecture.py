@@ -24,7 +24,7 @@ LEVELS = [
         "policy_sandbox",
         "policy_standing",
         "policy_tools",
-    ],  # fmt: skip
+    ],
     ["policy"],
     ["policy_sources"],
     ["text"],

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
-from vauban.policy import OutputPolicy
+from vauban.policy_output import OutputPolicy
 from vauban.text.sanitize import Sanitizer
 from vauban.types import Evidence, Segment
 
