@@ -139,4 +139,4 @@ class UserMetrics:
     def close(self) -> None:
         self._failures.close()
         self._moves.close()
-        del self._score, self._score_family
+        del self._score, self._score_family, self._drift, self._drift_family

@@ -105,8 +105,9 @@ STEPS: Final[Mapping[str, Step]] = {
         settings=("MODEL", "MAX_MODEL_LEN"),
     ),
 }  # fmt: skip
-NOT_HERE: Final = ("tools",)
-"""Sections that no model reads: a request to Triton's LLM names no tools, so it calls none."""
+NOT_HERE: Final = ("console", "sandbox", "tools")
+"""Sections that no model reads: Triton has no routes for a console, and a request to its LLM names
+no tools, so it calls none."""
 ENSEMBLE: Final = "guarded_llm"
 SCREEN: Final = "guard_screen"
 SCREENED: Final[Tensors] = (("prompt", _TEXT), ("verdict", _TEXT))
