@@ -80,6 +80,17 @@ def test_programs_of_a_session_share_files_and_no_others_do(shared: Sandbox) -> 
     shared.end_session("a")
 
 
+def test_a_session_that_was_left_makes_room_for_the_next(shared: Sandbox) -> None:
+    write = Job(b"open('kept', 'w').write('mine')")
+    shared.run(write, "left")
+    left = shared._sessions["left"]
+    shared.run(write, "next")
+    assert list(shared._sessions) == ["next"]
+    assert not left.alive
+    assert b"kept" in shared.run(Job(b"import os\nprint(os.listdir())"), "next").out
+    shared.end_session("next")
+
+
 def test_too_many_programs_are_refused_and_not_queued(shared: Sandbox) -> None:
     slow = Job(b"import time\ntime.sleep(5)")
     results: list[Result] = []

@@ -159,18 +159,24 @@ class Sandbox:
         kept = False
         try:
             result = vm.run(job, started)
-            if shared and vm.alive:
-                with self._lock:
-                    if (
-                        session not in self._sessions
-                        and len(self._sessions) < self.policy.max_running
-                    ):
-                        self._sessions[session] = vm
-                        kept = True
+            kept = shared and vm.alive and self._keep(session, vm)
             return result
         finally:
             if not kept:
                 vm.kill()
+
+    def _keep(self, session: str, vm: Vm) -> bool:
+        """Keep a machine for the session's next program. A client that hangs up never ends its
+        session, so the one that is unused longest makes room."""
+        with self._lock:
+            if session in self._sessions:
+                return False
+            self._sessions[session] = vm
+            full = len(self._sessions) > self.policy.max_running
+            oldest = self._sessions.pop(next(iter(self._sessions))) if full else None
+        if oldest is not None:
+            oldest.kill()
+        return True
 
     def _warm(self) -> Vm:
         vm = self.clone()
