@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import errno
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -130,6 +132,19 @@ class FakeVm:
     def kill(self) -> str:
         self.killed = True
         return ""
+
+
+def test_a_machine_that_lacks_descriptors_is_a_clear_failure(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", none_left)
+        with pytest.raises(GuestFailed, match="Too many open files"):
+            sandbox.clone()
+    assert sandbox.run(Job(b"print(1)")).out == b"1\n"
 
 
 def test_the_pool_passes_over_the_dead_and_survives_failures() -> None:

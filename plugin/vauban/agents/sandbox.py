@@ -116,7 +116,10 @@ class Sandbox:
         :raises GuestFailed: it can't be started.
         """
         limits = policy or self.policy
-        return Vm.restore(self.tier.machine, self._image, limits, self.tier.snapshot)
+        try:
+            return Vm.restore(self.tier.machine, self._image, limits, self.tier.snapshot)
+        except OSError as error:  # such as: no more descriptors
+            raise GuestFailed(f"no machine can be started: {error.strerror}") from None
 
     def run(self, job: Job, session: str = "") -> Result:
         """Run a program to its end, or to that of its time.
