@@ -21,7 +21,9 @@ def test_limits_that_are_taken() -> None:
     assert [read_limit(text, 500) for text in ("", "1", "500")] == [DEFAULT_LISTED, 1, 500]
 
 
-@pytest.mark.parametrize("query", [b"other=1", b"a=1&a=2&a=3", b"a=1&a=2", b"a=" + b"x" * 201, b"\xff=1"])
+@pytest.mark.parametrize(
+    "query", [b"other=1", b"a=1&a=2&a=3", b"a=1&a=2", b"a=" + b"x" * 201, b"\xff=1"]
+)
 def test_a_query_that_is_not_taken(query: bytes) -> None:
     with pytest.raises(MalformedRequest):
         read_query(query, "a", "b")
