@@ -148,6 +148,12 @@ def test_a_job_over_a_limit_is_refused(job: Job) -> None:
         job.check(SandboxPolicy())
 
 
+def test_what_a_guest_says_of_a_missing_file_is_nothing_that_a_terminal_obeys() -> None:
+    answer = RIGHT | {"missing": {"b": "\x1b]0;owned\x07\ud800\u202e"}}
+    missing = read_result(answer, JOB, POLICY, "vm-tcg", 0).missing
+    assert missing == {"b": "\ufffd]0;owned\ufffd\ufffd\ufffd"}
+
+
 def test_the_longest_answer_has_room_for_what_is_allowed() -> None:
     answer = RIGHT | {
         "out": base64.b64encode(bytes(POLICY.max_output_bytes)).decode(),

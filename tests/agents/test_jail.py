@@ -52,6 +52,8 @@ attempt("ptrace", lambda: call(101, 0, 0, 0, 0))
 attempt("mount", lambda: call(165, b"none", b"/", b"tmpfs", 0, 0))
 attempt("userfaultfd", lambda: call(323, 0))
 attempt("personality", lambda: call(135, 0))
+attempt("outlive the jail", lambda: call(157, 1, 0, 0, 0, 0))
+attempt("outlive it, by a wide option", lambda: call(157, ctypes.c_long(1 << 32 | 1), 0, 0, 0, 0))
 attempt("fork", lambda: os.fork() and "open")
 attempt("setuid", lambda: os.setuid(0))
 attempt("chroot", lambda: os.chroot("/"))
@@ -97,6 +99,17 @@ def test_a_taken_emulator_finds_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert rights[:2] == ["0000000000000000", "0000000000000000"]
     assert rights[2:] == ["1", "2"]
     assert not {name: told for name, told in found.items() if "refused" not in str(told)}
+
+
+def test_a_process_of_another_namespace_is_not_taken_for_our_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cgroup.procs").write_text("0\n")
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    cgroup.Group((tmp_path,)).remove()
+    assert not killed
 
 
 def test_root_starts_no_jail_as_root(tmp_path: Path) -> None:

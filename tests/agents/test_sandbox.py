@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import errno
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -80,6 +82,17 @@ def test_programs_of_a_session_share_files_and_no_others_do(shared: Sandbox) -> 
     shared.end_session("a")
 
 
+def test_a_session_that_was_left_makes_room_for_the_next(shared: Sandbox) -> None:
+    write = Job(b"open('kept', 'w').write('mine')")
+    shared.run(write, "left")
+    left = shared._sessions["left"]
+    shared.run(write, "next")
+    assert list(shared._sessions) == ["next"]
+    assert not left.alive
+    assert b"kept" in shared.run(Job(b"import os\nprint(os.listdir())"), "next").out
+    shared.end_session("next")
+
+
 def test_too_many_programs_are_refused_and_not_queued(shared: Sandbox) -> None:
     slow = Job(b"import time\ntime.sleep(5)")
     results: list[Result] = []
@@ -119,6 +132,19 @@ class FakeVm:
     def kill(self) -> str:
         self.killed = True
         return ""
+
+
+def test_a_machine_that_lacks_descriptors_is_a_clear_failure(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", none_left)
+        with pytest.raises(GuestFailed, match="Too many open files"):
+            sandbox.clone()
+    assert sandbox.run(Job(b"print(1)")).out == b"1\n"
 
 
 def test_the_pool_passes_over_the_dead_and_survives_failures() -> None:

@@ -7,8 +7,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import anyio
 import httpx
 import httpx2
 import pytest
@@ -24,6 +26,8 @@ from vauban.agents.tool_server import (
     MAX_COUNTED,
     CallCounts,
     Gate,
+    Metrics,
+    Tool,
     read_credentials,
     told,
     tool_app,
@@ -73,6 +77,20 @@ def test_calls_are_counted_under_every_name() -> None:
     for n in range(2 * MAX_COUNTED):
         counts.allow(f"connection {n}")
     assert len(counts._counts) <= MAX_COUNTED
+
+
+def test_clients_without_a_session_share_no_count() -> None:
+    result = Result("vm-tcg", Reason.EXITED, 0, b"42\n")
+    sandbox = SimpleNamespace(policy=SandboxPolicy(max_calls=1), run=lambda *_: result)
+    verdict = SimpleNamespace(blocked=False, reason=Reason.EXITED, score=0.0)
+    audit = SimpleNamespace(sandbox=lambda **_: None)
+    tool = Tool(cast(Any, sandbox), lambda s: (s.text, cast(Any, verdict)), Metrics(),
+                cast(Any, audit), "")  # fmt: skip
+
+    async def calls() -> list[str]:
+        return [await tool.call("", connection, "") for connection in ("a", "b", "a")]
+
+    assert anyio.run(calls) == ["42\n", "42\n", "[not run: no more calls in this request]"]
 
 
 def test_a_secret_must_be_one(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from vauban.access.arguments import canonical
 from vauban.console.changes import MAX_COMPARED_LINES, changes, lines_of
 from vauban.console.charts import MAP_SIZE, SCORES_HEIGHT, places, scores
+from vauban.console.guarded import GuardedServer, ServerDown
 from vauban.console.render import environment, plain, words
 from vauban.console.sessions import Sessions
 from vauban.console.shield import Place
@@ -75,6 +77,16 @@ def test_what_is_no_measure(other: dict[str, str]) -> None:
     (change,) = changes(approval({"to": "x"}), [earlier])
     assert change.against is None
     assert {line.mark for line in change.lines} == {"+"}
+
+
+@pytest.mark.parametrize("told", [{}, {"status": "ok"}, {"id": 1, "scopes": []}, {"id": "x"}])
+async def test_a_server_that_is_no_guarded_one(told: dict[str, Any]) -> None:
+    server = GuardedServer("http://test", local=True, timeout_ms=5_000)
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=told))
+    server._client = httpx.AsyncClient(base_url="http://test", transport=transport)
+    with pytest.raises(ServerDown):
+        await server.who("a-key-of-this-test")
+    await server.close()
 
 
 def test_a_call_too_long_to_compare_is_shown_whole() -> None:

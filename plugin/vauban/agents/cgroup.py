@@ -41,7 +41,8 @@ class Group:
             for _ in range(_REMOVE_TRIES):
                 try:
                     for pid in (place / "cgroup.procs").read_text().split():
-                        os.kill(int(pid), signal.SIGKILL)
+                        if pid != "0":  # of another PID namespace; kill(2) takes it for our own
+                            os.kill(int(pid), signal.SIGKILL)
                     place.rmdir()
                     break
                 except FileNotFoundError:

@@ -170,7 +170,7 @@ def read_result(
     try:
         out, err = _bytes(fields["out"]), _bytes(fields["err"])
         files = {str(name): _bytes(data) for name, data in fields["files"].items()}
-        missing = {str(name): str(why)[:100] for name, why in fields["missing"].items()}
+        missing = {str(name): _printable(why) for name, why in fields["missing"].items()}
         reason, status = Reason(fields["reason"]), fields["status"]
         wall_s, cpu_s = fields["wall_s"], fields["cpu_s"]
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -201,6 +201,11 @@ def _bytes(text: Any) -> bytes:
         return base64.b64decode(text, validate=True)
     except binascii.Error:
         raise ValueError from None
+
+
+def _printable(text: Any) -> str:
+    """It is shown on terminals, which obey what the guest wrote."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in str(text)[:100])
 
 
 def _shell_status(wait_status: int) -> int:

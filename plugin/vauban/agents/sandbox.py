@@ -116,7 +116,10 @@ class Sandbox:
         :raises GuestFailed: it can't be started.
         """
         limits = policy or self.policy
-        return Vm.restore(self.tier.machine, self._image, limits, self.tier.snapshot)
+        try:
+            return Vm.restore(self.tier.machine, self._image, limits, self.tier.snapshot)
+        except OSError as error:  # such as: no more descriptors
+            raise GuestFailed(f"no machine can be started: {error.strerror}") from None
 
     def run(self, job: Job, session: str = "") -> Result:
         """Run a program to its end, or to that of its time.
@@ -159,18 +162,24 @@ class Sandbox:
         kept = False
         try:
             result = vm.run(job, started)
-            if shared and vm.alive:
-                with self._lock:
-                    if (
-                        session not in self._sessions
-                        and len(self._sessions) < self.policy.max_running
-                    ):
-                        self._sessions[session] = vm
-                        kept = True
+            kept = shared and vm.alive and self._keep(session, vm)
             return result
         finally:
             if not kept:
                 vm.kill()
+
+    def _keep(self, session: str, vm: Vm) -> bool:
+        """Keep a machine for the session's next program. A client that hangs up never ends its
+        session, so the one that is unused longest makes room."""
+        with self._lock:
+            if session in self._sessions:
+                return False
+            self._sessions[session] = vm
+            full = len(self._sessions) > self.policy.max_running
+            oldest = self._sessions.pop(next(iter(self._sessions))) if full else None
+        if oldest is not None:
+            oldest.kill()
+        return True
 
     def _warm(self) -> Vm:
         vm = self.clone()

@@ -39,8 +39,11 @@ ALLOWED: Final = (
     # about itself
     "arch_prctl", "capget", "execve", "getegid", "geteuid", "getgid", "getpgrp", "getpid",
     "getppid", "getrandom", "getresgid", "getresuid", "getrlimit", "getrusage", "gettid",
-    "getuid", "prctl", "prlimit64", "seccomp", "sysinfo", "times", "umask", "uname", "wait4",
+    "getuid", "prlimit64", "seccomp", "sysinfo", "times", "umask", "uname", "wait4",
 )  # fmt: skip
+PRCTL: Final = (15, 29, 33, 38)
+"""Of prctl: PR_SET_NAME, PR_SET_TIMERSLACK, PR_MCE_KILL, PR_SET_NO_NEW_PRIVS. With
+PR_SET_PDEATHSIG an emulator would outlive its jail."""
 NAMESPACE_FLAGS: Final = 0x7E020080  # every CLONE_NEW* that clone(2) takes
 CLONE_THREAD: Final = 0x00010000
 
@@ -81,6 +84,12 @@ def emulator_filter() -> int:
         only_thread = _Comparison(0, _MASKED_EQ, NAMESPACE_FLAGS | CLONE_THREAD, CLONE_THREAD)
         _checked(library.seccomp_rule_add_array(
             context, _ALLOW, clone, 1, ctypes.byref(only_thread)), "clone")  # fmt: skip
+        prctl = library.seccomp_syscall_resolve_name(b"prctl")
+        for option in PRCTL:
+            # The kernel reads 32 bits of it, whatever stands above them.
+            this = _Comparison(0, _MASKED_EQ, 0xFFFFFFFF, option)
+            _checked(library.seccomp_rule_add_array(
+                context, _ALLOW, prctl, 1, ctypes.byref(this)), "prctl")  # fmt: skip
         clone3 = library.seccomp_syscall_resolve_name(b"clone3")
         _checked(library.seccomp_rule_add(context, _ERRNO | errno.ENOSYS, clone3, 0), "clone3")
         descriptor = os.memfd_create("seccomp", os.MFD_CLOEXEC)

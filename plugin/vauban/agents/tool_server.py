@@ -122,7 +122,10 @@ class Tool:
 
     async def call(self, code: str, connection: str, session: str) -> str:
         """Run a program; what the model gets. Never empty."""
-        if not self._calls.allow(f"connection {connection}", f"session {session}"):
+        names = [f"connection {connection}"]
+        if session:  # all clients that send none would share one count
+            names.append(f"session {session}")
+        if not self._calls.allow(*names):
             return self._refuse("max_calls", "no more calls in this request")
         try:
             data = code.encode("utf-8", "surrogatepass")

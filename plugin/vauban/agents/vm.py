@@ -105,17 +105,18 @@ class Vm:
 
         :raises GuestFailed: it can't be restored.
         """
-        vm = cls(machine, image, policy, snapshot)
         state = os.open(f"/proc/self/fd/{snapshot.state}", os.O_RDONLY)
         try:
-            vm._monitor.greet()
-            vm._share_no_memory()
-            vm._monitor.hand_over("state", state)
-            vm._monitor.execute("migrate-incoming", uri="fd:state")
-            vm._wait_for("inmigrate")
-            vm._monitor.execute("cont")
-        except GuestFailed as error:
-            raise GuestFailed(f"{error}{vm.kill()}") from None
+            vm = cls(machine, image, policy, snapshot)
+            try:
+                vm._monitor.greet()
+                vm._share_no_memory()
+                vm._monitor.hand_over("state", state)
+                vm._monitor.execute("migrate-incoming", uri="fd:state")
+                vm._wait_for("inmigrate")
+                vm._monitor.execute("cont")
+            except GuestFailed as error:
+                raise GuestFailed(f"{error}{vm.kill()}") from None
         finally:
             os.close(state)
         vm._monitor.close()

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any, Final
 
-MAX_COMPARED_LINES: Final = 1_000
+MAX_COMPARED_LINES: Final = 300
+"""Lines that repeat cost their number cubed: 300 take half a second, 1,000 fifteen."""
 _LET_OUT: Final = ("approved", "released")
 
 

@@ -94,7 +94,7 @@ class Desk:
             key = form["key"].strip()
             if not _KEY.fullmatch(key) or len(key) > MAX_HEADER_CHARS:
                 return self._not_in("This is not a key.", 401)
-            told = await self.server.get(key, "me")
+            principal, scopes = await self.server.who(key)
         except RateLimited as error:
             answer = self._not_in("Too many attempts. Wait, then try again.", 429)
             answer.headers["retry-after"] = str(error.retry_after_s)
@@ -106,7 +106,7 @@ class Desk:
         except ServerRefused as error:
             return self._not_in(_why_not(error), 401 if error.status == 401 else 403)
         answer = RedirectResponse("/decisions", 303)
-        session_id = self.sessions.begin(key, str(told["id"]), frozenset(told["scopes"]))
+        session_id = self.sessions.begin(key, principal, scopes)
         answer.set_cookie(
             self._cookie, session_id, max_age=self.policy.session_s, path="/",
             secure=self._place.encrypted, httponly=True, samesite="strict",

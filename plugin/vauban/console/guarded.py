@@ -54,6 +54,16 @@ class GuardedServer:
         """
         return await self._ask("GET", key, path, query, None)
 
+    async def who(self, key: str) -> tuple[str, frozenset[str]]:
+        """The principal and the scopes of a key.
+
+        :raises ServerDown: :raises ServerRefused:
+        """
+        match await self.get(key, "me"):
+            case {"id": str(principal), "scopes": list(scopes)}:
+                return principal, frozenset(map(str, scopes))
+        raise ServerDown("it answers, and not as a guarded server does")
+
     async def post(self, key: str, *path: str, **body: Any) -> dict[str, Any]:
         """:raises ServerDown: it may have been done. :raises ServerRefused: it was not."""
         return await self._ask("POST", key, path, None, body)

@@ -17,7 +17,6 @@ import json
 import re
 from contextlib import suppress
 from typing import Any, Final
-from urllib.parse import parse_qs
 
 from pydantic import BaseModel, ConfigDict
 
@@ -32,6 +31,7 @@ from vauban.errors import (
 from vauban.hosts.vllm.answers import Answer, json_body
 from vauban.hosts.vllm.front import Front
 from vauban.hosts.vllm.held import unpack
+from vauban.hosts.vllm.query import read_limit, read_query
 from vauban.hosts.vllm.tool_gate import escaped
 from vauban.hosts.vllm.users import GivenReason, parsed
 from vauban.treatment import moment
@@ -91,18 +91,11 @@ class ApprovalsApi:
 
 def _listing(query: bytes) -> tuple[State | None, int]:
     """The state and the number that are asked for."""
-    try:
-        given = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=2)
-    except ValueError:
-        raise MalformedRequest("at most state and limit are taken") from None
-    if wrong := set(given) - {"state", "limit"}:
-        raise MalformedRequest("only state and limit are taken", param=min(wrong)[:40])
-    state, limit = (given.get(name, [""])[-1] for name in ("state", "limit"))
+    asked = read_query(query, "state", "limit")
+    state = asked["state"]
     if state and state not in {known.value for known in State}:
         raise MalformedRequest("there is no such state", param="state")
-    if limit and not (limit.isdecimal() and 1 <= int(limit[:9]) <= MAX_LISTED):
-        raise MalformedRequest(f"1 to {MAX_LISTED}", param="limit")
-    return State(state) if state else None, int(limit or 100)
+    return State(state) if state else None, read_limit(asked["limit"], MAX_LISTED)
 
 
 def _in_full(approvals: Approvals, approval_id: str) -> Answer:

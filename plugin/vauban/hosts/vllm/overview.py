@@ -16,17 +16,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final
-from urllib.parse import parse_qs
 
 from vauban import __version__
 from vauban.access.approval import State
 from vauban.access.identity import PRINCIPAL_ID
-from vauban.errors import MalformedRequest, NotFound, StateUnavailable
+from vauban.errors import NotFound, StateUnavailable
 from vauban.hosts.vllm.answers import Answer, json_body
 from vauban.hosts.vllm.front import Front
+from vauban.hosts.vllm.query import read_limit, read_query
 from vauban.policy_sources import explain, shown
 from vauban.policy_standing import MEMORY, SQLITE
 from vauban.treatment import moment
@@ -36,7 +35,6 @@ MAX_LISTED: Final = 1_000
 _QUERIES: Final = "/vauban/queries/"
 _MASKED: Final = frozenset({"output.canaries"})
 """Fields whose values are secrets of a kind: their number is told."""
-_MAX_VALUE_CHARS: Final = 200
 
 
 class OverviewApi:
@@ -67,13 +65,13 @@ class OverviewApi:
         return Answer(200, json_body({**body, "server": self._server}))
 
     def _events(self, query: bytes) -> dict[str, Any]:
-        asked = _asked(query, "limit", "event", "principal", "action")
+        asked = read_query(query, "limit", "event", "principal", "action")
         recent = self._front.recent_events
         wanted = {name: asked[name] for name in ("event", "principal", "action")}
         return {
             "events": [
                 {**event, "time": moment(event["time"])}
-                for event in recent.newest(_limit(asked), **wanted)
+                for event in recent.newest(read_limit(asked["limit"], MAX_LISTED), **wanted)
             ],
             "kept": len(recent),
             "count": recent.count,
@@ -137,7 +135,8 @@ class OverviewApi:
         return {"current": True, "waiting": sum(a.state is State.PENDING for a in found)}
 
     def _latest(self, query: bytes) -> dict[str, Any]:
-        latest = self._front.recent_queries.latest(_limit(_asked(query, "limit")))
+        limit = read_limit(read_query(query, "limit")["limit"], MAX_LISTED)
+        latest = self._front.recent_queries.latest(limit)
         return {
             "users": [
                 {"id": user, "queries": number, "last": moment(point.time), "score": point.score}
@@ -166,27 +165,6 @@ class OverviewApi:
         reference = Reference.load(self._front.policy.extraction.reference)
         cells: list[list[float]] = Plane.of(reference.projection).cells.round(3).tolist()
         return cells
-
-
-def _asked(query: bytes, *names: str) -> Mapping[str, str]:
-    """What is asked for in the query, by name; what is not is empty."""
-    try:
-        given = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=len(names))
-    except ValueError:
-        raise MalformedRequest(f"only {', '.join(names)} are taken, once each") from None
-    if wrong := set(given) - set(names):
-        raise MalformedRequest(f"only {', '.join(names)} are taken", param=min(wrong)[:40])
-    values = {name: given.get(name, [""])[-1] for name in names}
-    if any(len(value) > _MAX_VALUE_CHARS for value in values.values()):
-        raise MalformedRequest(f"at most {_MAX_VALUE_CHARS} characters")
-    return values
-
-
-def _limit(asked: Mapping[str, str]) -> int:
-    limit = asked["limit"]
-    if limit and not (limit.isdecimal() and 1 <= int(limit[:9]) <= MAX_LISTED):
-        raise MalformedRequest(f"1 to {MAX_LISTED}", param="limit")
-    return int(limit or 100)
 
 
 def _kind(store: str) -> str:

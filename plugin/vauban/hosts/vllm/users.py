@@ -18,7 +18,6 @@ import json
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal, TypeVar
-from urllib.parse import parse_qs
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,6 +26,7 @@ from vauban.access.standing import Record, Standing
 from vauban.errors import MalformedRequest, NotFound, StandingUnknown, StateUnavailable
 from vauban.hosts.vllm.answers import Answer
 from vauban.hosts.vllm.front import Front
+from vauban.hosts.vllm.query import read_limit, read_query
 from vauban.treatment import moment
 from vauban.types import Evidence, Level, Principal
 
@@ -116,20 +116,13 @@ class UsersApi:
         )  # fmt: skip
 
     def _list(self, query: bytes) -> dict[str, Any]:
-        try:
-            given = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=3)
-        except ValueError:
-            raise MalformedRequest("at most level, limit and after are taken") from None
-        if wrong := set(given) - {"level", "limit", "after"}:
-            raise MalformedRequest("only level, limit and after are taken", param=min(wrong)[:40])
-        level, limit, after = (given.get(n, [""])[-1] for n in ("level", "limit", "after"))
+        asked = read_query(query, "level", "limit", "after")
+        level = asked["level"]
         if level and level.upper() not in Level.__members__:
             raise MalformedRequest("there is no such level", param="level")
-        if limit and not (limit.isdecimal() and 1 <= int(limit[:9]) <= MAX_USERS_LISTED):
-            raise MalformedRequest(f"1 to {MAX_USERS_LISTED}", param="limit")
-        wanted = int(limit or 100)
+        wanted = read_limit(asked["limit"], MAX_USERS_LISTED)
         users = self._front.ledger.users(
-            Level[level.upper()] if level else None, after=after, limit=wanted
+            Level[level.upper()] if level else None, after=asked["after"], limit=wanted
         )
         following = users[-1].principal if len(users) == wanted else None
         return {"users": [_shown(user) for user in users], "next": following}
