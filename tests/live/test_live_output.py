@@ -153,7 +153,7 @@ def test_a_canary_ends_the_answer_and_the_engines_work(
     client, _ = clients(library)
     canary = spell(canary_of(library))
     before = library.metric("vllm:generation_tokens_total")
-    regex = f"I may say that it reads {canary}" + "( [a-z]{3,8}){300}"
+    regex = f"The shelf is marked {canary}" + "( [a-z]{3,8}){300}"
     answer = client.chat.completions.create(
         model=MODEL, messages=ASKED, max_tokens=600, stream=stream,
         extra_body={"structured_outputs": {"regex": regex}},
@@ -166,7 +166,7 @@ def test_a_canary_ends_the_answer_and_the_engines_work(
         text = answer.choices[0].message.content
         reasons = [answer.choices[0].finish_reason]
     assert reasons == ["content_filter"]
-    assert text == "I may say that it reads "
+    assert text == "The shelf is marked "
     assert library.settle("vllm:num_requests_running", 0) == 0
     canary_of(library)  # vLLM counts what an aborted request made when it makes another step
     made = library.metric("vllm:generation_tokens_total") - before
