@@ -65,7 +65,10 @@ MAY_IMPORT = {
     "mcp": {"agents/tool_server.py"},
     "typer": {"commands", "cli.py"},
     "httpx": {"commands", "console/guarded.py", "redteam"},
-    "uvicorn": {"commands/redteam_front.py", "console/serve.py", "redteam/relay.py"},
+    "uvicorn": {
+        "agents/tool_server.py", "commands/redteam_front.py",
+        "console/serve.py", "redteam/relay.py",
+    },
     "jinja2": {"console/render.py", "text/template_probe.py"},
     "pyrit": {"redteam/pyrit_driver.py"},
     "presidio_analyzer": {"text/pii.py"},

@@ -64,24 +64,17 @@ class Metrics:
         def histogram(name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(name, what, registry=registry, buckets=buckets)
 
-        self.requests = Counter(
-            "vauban_requests", "Decisions.", ("route", "action", "reason"), registry=registry
-        )
-        self.refused = Counter(
-            "vauban_refused", "Requests refused before screening.", ("code",), registry=registry
-        )
-        self.output = Counter(
-            "vauban_output_findings",
-            "What was found in answers.",
-            ("detector", "action"),
-            registry=registry,
+        def counter(name: str, what: str, *labels: str) -> Counter:
+            return Counter(name, what, labels, registry=registry)
+
+        self.requests = counter("vauban_requests", "Decisions.", "route", "action", "reason")
+        self.refused = counter("vauban_refused", "Requests refused before screening.", "code")
+        self.output = counter(
+            "vauban_output_findings", "What was found in answers.", "detector", "action"
         )
         self.tool_calls, self.approvals = _tool_counters(registry)
-        self.failures = Counter(
-            "vauban_screening_failures",
-            "Requests that could not be screened.",
-            ("reason",),
-            registry=registry,
+        self.failures = counter(
+            "vauban_screening_failures", "Requests that could not be screened.", "reason"
         )
         self.score = histogram(
             "vauban_injection_score",
@@ -121,11 +114,10 @@ class Metrics:
             "vauban_principals", "Principals at each level.", ("level",), registry=registry,
             multiprocess_mode="mostrecent",
         )  # fmt: skip
-        self.transitions = Counter(
+        self.transitions = counter(
             "vauban_standing_transitions",
             "Changes of level; by detector, operator or time.",
-            ("from", "to", "by"),
-            registry=registry,
+            *("from", "to", "by"),
         )
 
     def count_levels(self, levels: Mapping[Level, int]) -> None:
