@@ -33,6 +33,8 @@ PRINCIPAL_ID: Final = re.compile(
     r"key:[0-9a-z]{12}|jwt:[0-9a-f]{32}|anon:(?:local|[0-9a-f.:]{2,45}(?:/64)?)"
 )
 """As they are made here and in `jwt.py`."""
+_PORT: Final = re.compile(r"^\[?([0-9a-fA-F:]+(?=\])|[0-9.]+)\]?(?::\d+)?$")
+"""An address with the port that some proxies write behind it: 192.0.2.1:4711, [2001:db8::1]:4711."""
 
 
 class Identity:
@@ -209,7 +211,7 @@ def client_host(peer: str | None, forwarded: Sequence[str], proxies: Sequence[st
         address = _address(host)
         return address is not None and any(address in network for network in trusted)
 
-    hops = [hop.strip() for value in forwarded for hop in value.split(",")]
+    hops = [_PORT.sub(r"\1", hop.strip()) for value in forwarded for hop in value.split(",")]
     for host in (peer or "127.0.0.1", *reversed(hops)):
         if not is_trusted(host):
             return host
