@@ -34,7 +34,7 @@ PRINCIPAL_ID: Final = re.compile(
 )
 """As they are made here and in `jwt.py`."""
 _PORT: Final = re.compile(r"^\[?([0-9a-fA-F:]+(?=\])|[0-9.]+)\]?(?::\d+)?$")
-"""An address with the port that some proxies write behind it: 192.0.2.1:4711, [2001:db8::1]:4711."""
+"""An address with a port, as some proxies write it: 192.0.2.1:4711, [2001:db8::1]:4711."""
 
 
 class Identity:
