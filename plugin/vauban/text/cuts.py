@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,17 @@ class Cuts:
     def forget(self, released: int) -> None:
         """Nothing before that can be taken out any more."""
         gone = sum(cut.end <= released for cut in self.open[:-1])
-        self.past, self.open = self.past + self.open[:gone], self.open[gone:]
+        self.past += self.open[:gone]
+        del self.open[:gone]
 
     def touch(self, start: int, end: int) -> bool:
-        """Whether anything between was taken out."""
-        return any(cut.start < end and start < cut.end for cut in (*self.past, *self.open))
+        """Whether anything between was taken out. Quick for what was let out lately."""
+        for cut in chain(reversed(self.open), reversed(self.past)):
+            if cut.end <= start:
+                return False
+            if cut.start < end:
+                return True
+        return False
 
     def __bool__(self) -> bool:
         return bool(self.open or self.past)
