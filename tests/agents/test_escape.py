@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attempts import ATTEMPTS
 
 from vauban.agents.frames import Job, Reason, Result
 from vauban.agents.sandbox import Sandbox
@@ -54,23 +55,9 @@ attempt("kernel", lambda: os.uname().release)
 attempt("boot line", lambda: open("/proc/cmdline").read())
 print(found)
 """
-GUEST_PROBES = """
-import os, ctypes
-import _socket as socket
-
-libc = ctypes.CDLL(None, use_errno=True)
-found = {}
-
-def attempt(name, work):
-    try:
-        found[name] = work()
-    except Exception as error:
-        found[name] = f"refused: {type(error).__name__}"
-
-def call(number, *arguments):
-    if libc.syscall(number, *arguments) < 0:
-        raise OSError(ctypes.get_errno(), "")
-    return "open"
+GUEST_PROBES = (
+    ATTEMPTS
+    + """
 
 def write(path):
     with open(path, "w") as stream:
@@ -115,6 +102,7 @@ found["descriptors"] = sorted(os.listdir("/proc/self/fd"))[:-1]
 found["variables"] = sorted(os.environ)
 print(found)
 """
+)
 
 
 def said(result: Result) -> dict[str, Any]:

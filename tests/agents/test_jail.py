@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attempts import ATTEMPTS
 
 from vauban.agents import cgroup, jail, qemu, tiers
 from vauban.agents.image import Image
@@ -20,23 +21,9 @@ from vauban.agents.vm import Vm
 from vauban.errors import GuestFailed, NoIsolation
 from vauban.policy_sandbox import SandboxPolicy
 
-PROBES = """
-import ctypes, os, sys
-import _socket as socket
-
-libc = ctypes.CDLL(None, use_errno=True)
-found = {}
-
-def attempt(name, work):
-    try:
-        found[name] = work()
-    except Exception as error:
-        found[name] = f"refused: {type(error).__name__}"
-
-def call(number, *arguments):
-    if libc.syscall(number, *arguments) < 0:
-        raise OSError(ctypes.get_errno(), "")
-    return "open"
+PROBES = (
+    ATTEMPTS
+    + """
 
 attempt("vsock", lambda: socket.socket(40, 1) and "open")
 attempt("tcp", lambda: socket.socket(2, 1) and "open")
@@ -71,6 +58,7 @@ found["rights"] = [line.split()[1] for line in open("/proc/self/status")
                    if line[:7] in ("CapEff:", "CapBnd:", "NoNewPr", "Seccomp")][:4]
 sys.stderr.write(repr(found))
 """
+)
 PYTHON = "/usr/bin/python3"
 
 

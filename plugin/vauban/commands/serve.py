@@ -12,6 +12,7 @@ from typing import Any
 
 from vauban.access.identity import Identity, require_safe_bind
 from vauban.errors import PolicyError
+from vauban.hosts.vllm.runtime import without_runtime
 from vauban.policy import Policy
 from vauban.policy_sources import FLAG_PREFIX, POLICY_FILE_VARIABLE, load_policy
 from vauban.state.store import require_shared
@@ -38,7 +39,7 @@ def server_command(
         sets policy fields.
     :raises ConfigError: the policy is wrong, or the server would be open to strangers.
     """
-    environ = dict(os.environ)
+    environ = without_runtime(os.environ)
     if policy_file is not None:
         environ[POLICY_FILE_VARIABLE] = str(policy_file.resolve())
     policy = load_policy(_policy_flags(flags), environ=environ).policy

@@ -68,9 +68,6 @@ class Pages:
         values = {"rows": rows, "state": state, "states": states, "most": MOST_APPROVALS}
         return Page("approvals.html", values)
 
-    async def approval(self, request: Request, session: Session) -> Page:
-        return await self._approval(request, session)
-
     async def decide(self, request: Request, session: Session) -> Page | Response:
         approval_id = _approval_id(request)
         form = await self._desk.form(request, session)
@@ -78,7 +75,7 @@ class Pages:
         if act not in ("approve", "deny"):
             raise MalformedRequest("approve or deny")
         if not reason:
-            return await self._approval(request, session, error="Give a reason.", status=400)
+            return await self.approval(request, session, error="Give a reason.", status=400)
         try:
             told = await self._server.post(
                 session.key, "approvals", approval_id, act, reason=reason
@@ -87,11 +84,11 @@ class Pages:
             if error.status not in (400, 403):
                 raise
             why, status = f"Nothing was changed: {error}.", 409 if error.status == 403 else 400
-            return await self._approval(request, session, reason, error=why, status=status)
+            return await self.approval(request, session, reason, error=why, status=status)
         session.notice = f"{approval_id} is {told['state']}."
         return RedirectResponse(f"/approvals/{approval_id}", 303)
 
-    async def _approval(
+    async def approval(
         self,
         request: Request,
         session: Session,
@@ -130,9 +127,6 @@ class Pages:
         }  # fmt: skip
         return Page("users.html", values)
 
-    async def user(self, request: Request, session: Session) -> Page:
-        return await self._user(request, session)
-
     async def treat(self, request: Request, session: Session) -> Page | Response:
         user = _principal_id(request.path_params["user"])
         form = await self._desk.form(request, session)
@@ -140,7 +134,7 @@ class Pages:
         if act not in ACTS:
             raise MalformedRequest("degrade, hold, ban or unban")
         if not reason:
-            return await self._user(request, session, error="Give a reason.", status=400)
+            return await self.user(request, session, error="Give a reason.", status=400)
         body: dict[str, Any] = {"reason": reason}
         if act in _LEVELS:
             body["level"] = _LEVELS[act]
@@ -155,11 +149,11 @@ class Pages:
             if error.status not in (400, 403):
                 raise
             why = f"Nothing was changed: {error}."
-            return await self._user(request, session, reason, error=why, status=400)
+            return await self.user(request, session, reason, error=why, status=400)
         session.notice = f"{user} is {told['level']} now."
         return RedirectResponse(_address_of(user), 303)
 
-    async def _user(
+    async def user(
         self,
         request: Request,
         session: Session,

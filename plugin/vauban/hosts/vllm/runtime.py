@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from vauban.errors import ConfigError
 from vauban.mark import SECRET_VARIABLE, Sealer
 
 DIRECTORY_VARIABLE = "VAUBAN_RUNTIME_DIR"
-MADE_VARIABLE = "VAUBAN_SECRET_MADE"
+# Names, with commas between them, of the variables that were made here and not given.
+MADE_VARIABLE = "VAUBAN_RUNTIME_MADE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +39,10 @@ def open_runtime() -> Runtime:
     :raises ConfigError: the inherited secret is malformed or the directory is not private.
     """
     if SECRET_VARIABLE not in os.environ:
-        os.environ[SECRET_VARIABLE] = secrets.token_hex(32)
-        os.environ[MADE_VARIABLE] = "1"
+        _make(SECRET_VARIABLE, secrets.token_hex(32))
     if DIRECTORY_VARIABLE not in os.environ:
         made = tempfile.mkdtemp(prefix="vauban-")  # mode 0700
-        os.environ[DIRECTORY_VARIABLE] = made
+        _make(DIRECTORY_VARIABLE, made)
         atexit.register(_remove, made, os.getpid())
     try:
         secret = bytes.fromhex(os.environ[SECRET_VARIABLE])
@@ -51,8 +52,17 @@ def open_runtime() -> Runtime:
             f"{SECRET_VARIABLE} must be at least 32 hexadecimal digits, the same in every process"
             " of one server; unset it to have one made"
         ) from None
-    given = MADE_VARIABLE not in os.environ
+    given = SECRET_VARIABLE not in _made(os.environ)
     return Runtime(sealer, _private(Path(os.environ[DIRECTORY_VARIABLE])), given)
+
+
+def without_runtime(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a new server: without what was made for the one this process is of.
+
+    Two servers with one directory would take each other's engines for their own.
+    """
+    made = {*_made(environ), MADE_VARIABLE}
+    return {name: value for name, value in environ.items() if name not in made}
 
 
 def configure_logging() -> None:
@@ -65,6 +75,15 @@ def configure_logging() -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def _made(environ: Mapping[str, str]) -> list[str]:
+    return environ.get(MADE_VARIABLE, "").split(",")
+
+
+def _make(variable: str, value: str) -> None:
+    os.environ[variable] = value
+    os.environ[MADE_VARIABLE] = ",".join([*filter(None, _made(os.environ)), variable])
 
 
 def _private(directory: Path) -> Path:
