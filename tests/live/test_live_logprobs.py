@@ -40,6 +40,7 @@ def unhardened(start: Any) -> Iterator[Any]:
     with start(
         "--additional-config.vauban.logprobs.mode", "off",
         "--additional-config.vauban.injection.mode", "off",
+        "--additional-config.vauban.extraction.mode", "off",
         max_model_len=1024,
     ) as server:  # fmt: skip
         yield server

@@ -186,6 +186,16 @@ def poisoned(desk: Desk, *, stream: bool = False, by: str = "agent") -> tuple[li
     return messages, ask_chat(desk.openai(by), messages, stream=stream)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def left(desk: Desk) -> tuple[list[Any], str]:
+    """A call that was approved before the first test, and has expired by the last."""
+    messages, said = poisoned(desk)
+    assert said.approval is not None
+    approval_id = said.approval["id"]
+    assert desk.approve(approval_id).exit_code == 0
+    return messages, approval_id
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_agent_that_was_told_to_send_mail(desk: Desk, stream: bool) -> None:
     messages, said = poisoned(desk, stream=stream)
@@ -419,20 +429,6 @@ def test_responses(desk: Desk, stream: bool) -> None:
     assert ask([*items, refused]).status == "completed"  # too late, and no error
 
 
-def test_nobody_answers_in_time(desk: Desk) -> None:
-    messages, said = poisoned(desk)
-    assert said.approval is not None
-    approval_id = said.approval["id"]
-    assert desk.approve(approval_id).exit_code == 0
-    deadline = time.monotonic() + 3 * APPROVAL_S
-    while desk.state(approval_id) == "approved" and time.monotonic() < deadline:
-        time.sleep(1)
-    answer = ask_chat(desk.openai(**{"X-Approval-Id": approval_id}), messages, stream=False)
-    assert answer.calls == []
-    assert answer.approval is not None
-    assert answer.approval["state"] == "expired"
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_is_held(desk: Desk, stream: bool) -> None:
     key = "AKIA" + "Q3EGRSEX7PLMNBVC"
@@ -460,6 +456,17 @@ def test_an_answer_that_is_held(desk: Desk, stream: bool) -> None:
         ask_chat(again, messages, stream=stream)
     assert desk.steps(approval_id) == ["held", "approved", "released", "refused"]
     assert key not in desk.live.log()
+
+
+def test_nobody_comes_for_it_in_time(desk: Desk, left: tuple[list[Any], str]) -> None:
+    messages, approval_id = left
+    deadline = time.monotonic() + 3 * APPROVAL_S
+    while desk.state(approval_id) == "approved" and time.monotonic() < deadline:
+        time.sleep(1)
+    answer = ask_chat(desk.openai(**{"X-Approval-Id": approval_id}), messages, stream=False)
+    assert answer.calls == []
+    assert answer.approval is not None
+    assert answer.approval["state"] == "expired"
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def _filler(random: np.random.Generator) -> str:
 
 
 @pytest.mark.parametrize(
-    "count", [120, pytest.param(500, marks=pytest.mark.slow)], ids=["some", "all"]
+    "count", [60, pytest.param(500, marks=pytest.mark.slow)], ids=["some", "all"]
 )
 def test_both_hosts_judge_alike(live: Any, triton: Any, count: int) -> None:
     texts = prompts(count)
@@ -67,7 +67,7 @@ def test_both_ways_through_triton_judge_alike(triton: Any) -> None:
     def by(model: str, text: str) -> int:
         return int(triton.ask(model, text, max_tokens=1).status_code)
 
-    texts = prompts(40)
+    texts = prompts(24)
     with ThreadPoolExecutor(CLIENTS) as pool:
         ensemble = list(pool.map(lambda text: by("guarded_llm", text), texts))
         branching = list(pool.map(lambda text: by("guarded_llm_bls", text), texts))
