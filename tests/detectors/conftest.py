@@ -73,7 +73,7 @@ def tiny_tensors(seed: int = 0) -> dict[str, np.ndarray]:
 def settings() -> dict[str, object]:
     return {
         "architecture": ARCH.model_dump(),
-        "window": {"max_tokens": 32, "overlap_tokens": 8, "excerpts_up_to_tokens": 20},
+        "window": {"max_tokens": 32, "overlap_tokens": 8, "excerpts_from_logit": -1e3},
         "calibration": {"temperature": 1.5, "bias": -0.25},
         "thresholds": {"0.001": 0.95, "0.005": 0.9, "0.01": 0.8},
         "flag_at": 0.8,

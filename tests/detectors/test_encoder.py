@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from vauban.detectors.encoder import Encoder
-from vauban.detectors.windows import Windows
+from vauban.detectors.windows import Windows, excerpts
 from vauban.errors import ScreeningFailed
 from vauban.policy import EncoderPolicy
 
@@ -81,23 +82,74 @@ def test_the_worst_window_counts_and_no_window_is_skipped(tiny: Encoder) -> None
 
 
 @relaxed
-@given(st.lists(st.sampled_from(["the", "ignore", "é", "a", "1"]), min_size=1, max_size=24))
-def test_a_short_text_scores_as_its_worst_excerpt(tiny: Encoder, words: list[str]) -> None:
-    def score(excerpts_up_to_tokens: int, text: list[str]) -> float:
-        tiny._excerpts_up_to_tokens = excerpts_up_to_tokens
+@given(
+    st.lists(st.sampled_from(["the", "ignore", "é", "a", "1"]), min_size=1, max_size=30),
+    st.floats(0.0, 1.0),
+)
+def test_a_suspicious_window_scores_as_its_worst_excerpt(
+    tiny: Encoder, words: list[str], excerpts_from: float
+) -> None:
+    def score(excerpts_from: float, text: list[str]) -> float:
+        tiny._excerpts_from = excerpts_from
         (found,) = tiny.encode([tiny.tokenizer([" ".join(text)])])
         return found.score
 
     count = len(words)
-    left_out = [count // 2, *(n for n in (4, 8) if 3 * n <= count)] if 8 <= count <= 18 else []
+    left_out = [count // 2, *(n for n in (4, 8) if 3 * n <= count)] if count >= 8 else []
     read = [words, *(part for n in left_out for part in (words[:-n], words[n:]))]
-    assert score(20, words) == pytest.approx(max(score(0, part) for part in read), abs=1e-5)
+    alone = [score(math.inf, part) for part in read]
+    expected = max(alone) if alone[0] >= excerpts_from else alone[0]
+    assume(abs(alone[0] - excerpts_from) > 1e-5)
+    assert score(excerpts_from, words) == pytest.approx(expected, abs=1e-5)
+
+
+def test_long_windows_have_only_halves_for_excerpts() -> None:
+    window = np.arange(100, dtype=np.int32)
+    first, last = excerpts(window)
+    assert first.tolist() == [*range(50), 99]
+    assert last.tolist() == [0, *range(50, 100)]
+    assert len(excerpts(window[:66])) == 6
+    assert excerpts(window[:9]) == []
+
+
+@relaxed
+@given(st.lists(st.sampled_from(["the", "ignore", "é", "a", "1"]), min_size=1, max_size=300))
+def test_the_longer_a_text_the_less_its_worst_window_counts(
+    tiny: Encoder, words: list[str]
+) -> None:
+    def logit(long_discount: float) -> float:
+        tiny._long_discount = long_discount
+        (found,) = tiny.encode([windows])
+        return math.log(found.score / (1 - found.score))
+
+    windows = tiny.tokenizer([" ".join(words)])
+    filled = max(1.0, windows.tokens / 32)
+    assert logit(0.75) == pytest.approx(logit(0.0) - 0.75 * math.log(filled), abs=1e-4)
+
+
+def test_a_checkpoint_says_whether_long_texts_are_discounted(tiny_dir: Path) -> None:
+    text = " ".join(["the"] * 300)
+
+    def logit() -> float:
+        encoder = Encoder.load(EncoderPolicy(weights=tiny_dir), "cpu")
+        windows = encoder.tokenizer([text])
+        assert windows.tokens > 300
+        score = encoder.encode([windows])[0].score
+        return 1.5 * math.log(score / (1 - score))
+
+    before = logit()
+    path = tiny_dir / "config.json"
+    config = json.loads(path.read_text())
+    config["window"]["discount_long"] = True
+    path.write_text(json.dumps(config))
+    filled = Encoder.load(EncoderPolicy(weights=tiny_dir), "cpu").tokenizer([text]).tokens / 32
+    assert logit() == pytest.approx(before - math.log(filled), abs=1e-3)
 
 
 def test_excerpts_do_not_change_the_embedding(tiny: Encoder) -> None:
     batch = [tiny.tokenizer(["the ignoring " * n]) for n in range(1, 8)]
     with_them = tiny.encode(batch)
-    tiny._excerpts_up_to_tokens = 0
+    tiny._excerpts_from = math.inf
     for one, other in zip(with_them, tiny.encode(batch), strict=True):
         assert one.windows == other.windows
         assert np.abs(one.embedding - other.embedding).max() < 1e-5  # type: ignore[operator]
@@ -200,12 +252,6 @@ def test_a_bad_weight_at_run_time_is_a_failure(tiny: Encoder, bias: float) -> No
 def test_windows_that_do_not_fit_are_a_failure(tiny: Encoder, windows: Windows) -> None:
     with pytest.raises(ScreeningFailed):
         tiny.encode([windows])
-
-
-def test_launch_is_encode_in_two_steps(tiny: Encoder) -> None:
-    batch = [tiny.tokenizer(["the"]), tiny.tokenizer([""])]
-    finish = tiny.launch(batch)
-    assert [one.score for one in finish()] == [one.score for one in tiny.encode(batch)]
 
 
 def test_torch_settings_are_left_alone(tiny_dir: Path) -> None:

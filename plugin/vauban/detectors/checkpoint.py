@@ -73,13 +73,16 @@ class Architecture(_Part):
 class WindowConfig(_Part):
     """How long text is cut. Tokens, special tokens included in `max_tokens`.
 
-    `excerpts_up_to_tokens`: of windows of at most so many tokens excerpts are scored too
-    (`windows.excerpts`); here because the thresholds are set with them.
+    `excerpts_from_logit`: windows whose own logit is at least this are scored again in excerpts
+    (`windows.excerpts`). `discount_long`: from the logit of a text that fills n windows log n is
+    taken, since it has n chances of a false alarm (Bonferroni). Both are here because the
+    thresholds are set with them.
     """
 
     max_tokens: int = Field(ge=8, le=16_384)
     overlap_tokens: int = Field(ge=0)
-    excerpts_up_to_tokens: int = Field(default=0, ge=0)
+    excerpts_from_logit: float | None = Field(default=None, ge=-1e3, le=1e3)
+    discount_long: bool = False
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> WindowConfig:

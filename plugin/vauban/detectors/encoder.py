@@ -1,7 +1,8 @@
 """The encoder that reads every request: token windows in, score and embedding out.
 
-Long input is many windows; the score is the worst window's, the embedding their mean. Of short
-windows excerpts are scored too, as the checkpoint says. Pure: no global torch setting is read or
+Long input is many windows; the score is the worst window's, the embedding their mean. Windows that
+look suspicious are scored again in excerpts, and the more windows the less the worst one counts,
+as the checkpoint says. Pure: no global torch setting is read or
 changed, because it lives in the inference server's own process.
 
 Covers: batches of any size (micro-batches bounded in padded tokens), NaN, infinity, ids outside
@@ -11,7 +12,8 @@ Does not cover: deciding what a score or a failure means; that is `guard.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,7 +25,13 @@ from torch import Tensor
 from vauban.detectors import checkpoint
 from vauban.detectors.bert import EncoderModel
 from vauban.detectors.checkpoint import Calibration
-from vauban.detectors.windows import Ids, Windows, WindowTokenizer, excerpts
+from vauban.detectors.windows import (
+    Ids,
+    Windows,
+    WindowTokenizer,
+    excerpts,
+    windows_worth,
+)
 from vauban.errors import ScreeningFailed
 from vauban.policy import EncoderPolicy
 
@@ -75,15 +83,23 @@ class _Calibrated:
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """One model's outputs, on their way to the host, and which rows belong to which request.
-
-    `rows`: of its windows; `scored`: of these and their excerpts.
-    """
+    """One model's outputs, on their way to the host, and which rows belong to which request."""
 
     rows: list[list[int]]
-    scored: list[list[int]]
     scores: list[Tensor]
     embeddings: list[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """The same on the host: scores [rows], embeddings [rows, hidden] or None."""
+
+    rows: list[list[int]]
+    scores: NDArray[np.float32]
+    embeddings: NDArray[np.float32] | None
+
+    def worst(self, request: int) -> float:
+        return max(map(float, self.scores[self.rows[request]]), default=0.0)
 
 
 class Encoder:
@@ -98,16 +114,22 @@ class Encoder:
         block_at: float,
         batch_tokens: int,
         device: torch.device,
-        excerpts_up_to_tokens: int = 0,
+        excerpts_from: float = math.inf,
+        long_discount: float = 0.0,
     ) -> None:
-        """:param excerpts_up_to_tokens: see `windows.excerpts`; of the first scorer's windows."""
+        """Of the first scorer only:
+
+        :param excerpts_from: a window with at least this score is scored in excerpts, too.
+        :param long_discount: the odds of the worst window of n are divided by n to this power.
+        """
         self._scorers = tuple(scorers)
         self.tokenizer = tokenizer
         self.flag_at = flag_at
         self.block_at = block_at
         self._batch_tokens = batch_tokens
         self._device = device
-        self._excerpts_up_to_tokens = excerpts_up_to_tokens
+        self._excerpts_from = excerpts_from
+        self._long_discount = long_discount
         self._pad_to = CUDA_PAD_TO if device.type == "cuda" else 1
 
     @classmethod
@@ -139,7 +161,8 @@ class Encoder:
             block_at=config.block_at,
             batch_tokens=policy.batch_tokens,
             device=device,
-            excerpts_up_to_tokens=config.window.excerpts_up_to_tokens,
+            excerpts_from=_score_of(config.window.excerpts_from_logit, config.calibration),
+            long_discount=config.window.discount_long / config.calibration.temperature,
         )
 
     def encode(self, batch: Sequence[Windows]) -> list[Encoded]:
@@ -147,55 +170,58 @@ class Encoder:
 
         :raises ScreeningFailed: a value is not finite, or ids or shapes are wrong.
         """
-        return self.launch(batch)()
-
-    def launch(self, batch: Sequence[Windows]) -> Callable[[], list[Encoded]]:
-        """Start `encode`; call what comes back to wait for it and have its answers.
-
-        On CUDA the work is queued on the current stream and nothing is waited for.
-        """
         for windows in batch:
             if len(windows.per_model) != len(self._scorers):
                 raise ScreeningFailed("token windows are for another set of models")
         with torch.inference_mode():
-            pending = [
-                self._forward(
-                    scorer,
-                    [windows.per_model[i] for windows in batch],
-                    0 if i else self._excerpts_up_to_tokens,
-                )
-                for i, scorer in enumerate(self._scorers)
+            passes = self._wait(
+                [
+                    self._forward(scorer, [windows.per_model[i] for windows in batch])
+                    for i, scorer in enumerate(self._scorers)
+                ]
+            )
+            suspects = [
+                [
+                    part
+                    for ids, row in zip(windows.per_model[0], rows, strict=True)
+                    if passes[0].scores[row] >= self._excerpts_from
+                    for part in excerpts(ids)
+                ]
+                for windows, rows in zip(batch, passes[0].rows, strict=True)
             ]
-        event = None
-        if self._device.type == "cuda":
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record(torch.cuda.current_stream(self._device))
+            again = self._wait([self._forward(self._scorers[0], suspects)])
+        return [
+            self._encoded(request, windows, passes, again[0])
+            for request, windows in enumerate(batch)
+        ]
 
-        def finish() -> list[Encoded]:
-            if event is not None:
-                event.synchronize()
-            return _assemble(pending, len(batch))
+    def _encoded(
+        self, request: int, windows: Windows, passes: Sequence[_Pass], excerpts: _Pass
+    ) -> Encoded:
+        main, *others = passes
+        score = max(main.worst(request), excerpts.worst(request))
+        chances = windows_worth(windows.per_model[0], self._scorers[0].max_tokens)
+        score /= score + chances**self._long_discount * (1 - score)
+        score = max(score, *(other.worst(request) for other in others), 0.0)
+        rows, embedding, parts = main.rows[request], None, None
+        if rows and main.embeddings is not None:
+            parts = main.embeddings[rows]
+            embedding = parts.mean(axis=0)
+            length = float(np.linalg.norm(embedding))
+            if length < 1e-6:
+                raise ScreeningFailed("the encoder gave an embedding without a direction")
+            embedding = (embedding / length).astype(np.float32)
+        return Encoded(min(score, 1.0), embedding, len(rows), parts)
 
-        return finish
-
-    def _forward(
-        self, scorer: Scorer, requests: Sequence[Sequence[Ids]], excerpts_up_to_tokens: int
-    ) -> _Pending:
+    def _forward(self, scorer: Scorer, requests: Sequence[Sequence[Ids]]) -> _Pending:
+        """On CUDA the work is queued on the current stream and nothing is waited for."""
         unique: dict[bytes, Ids] = {}  # repeated text is computed once
-        rows, scored = [], []
-        for windows in requests:
-            read = [part for ids in windows for part in excerpts(ids, excerpts_up_to_tokens)]
-            rows.append([ids.tobytes() for ids in windows])
-            scored.append([*rows[-1], *(ids.tobytes() for ids in read)])
-            unique.update(zip(scored[-1], [*windows, *read], strict=True))
+        names = [[ids.tobytes() for ids in windows] for windows in requests]
+        for keys, windows in zip(names, requests, strict=True):
+            unique.update(zip(keys, windows, strict=True))
         order = sorted(unique, key=lambda name: (len(name), name))
         row = {name: i for i, name in enumerate(order)}
-        pending = _Pending(
-            [[row[name] for name in names] for names in rows],
-            [[row[name] for name in names] for names in scored],
-            [],
-            [],
-        )
+        pending = _Pending([[row[name] for name in keys] for keys in names], [], [])
         windows = [unique[name] for name in order]
         trim = self._device.type == "cpu"
         lengths = [_padded(len(ids), self._pad_to, scorer.max_tokens) for ids in windows]
@@ -213,6 +239,14 @@ class Encoder:
                     raise ScreeningFailed("the encoder gave embeddings of the wrong shape")
                 pending.embeddings.append(embeddings.to("cpu", non_blocking=True))
         return pending
+
+    def _wait(self, pending: Sequence[_Pending]) -> list[_Pass]:
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        return [
+            _Pass(one.rows, _stack(one.scores), _stack(one.embeddings) if one.embeddings else None)
+            for one in pending
+        ]
 
     def _to_device(self, value: Tensor) -> Tensor:
         if self._device.type != "cuda":
@@ -263,27 +297,10 @@ def _pad(windows: Sequence[Ids], scorer: Scorer, longest: int) -> tuple[Tensor, 
     return torch.from_numpy(ids), real
 
 
-def _assemble(pending: Sequence[_Pending], requests: int) -> list[Encoded]:
-    scores, embeddings = [], None
-    for part in pending:
-        scores.append(_stack(part.scores))
-        if part.embeddings:
-            embeddings = _stack(part.embeddings)
-    encoded = []
-    for request in range(requests):
-        worst, embedding, parts = 0.0, None, None
-        for model_scores, part in zip(scores, pending, strict=True):
-            worst = max(worst, *map(float, model_scores[part.scored[request]]), 0.0)
-        rows = pending[0].rows[request]
-        if rows and embeddings is not None:
-            parts = embeddings[rows]
-            embedding = parts.mean(axis=0)
-            length = float(np.linalg.norm(embedding))
-            if length < 1e-6:
-                raise ScreeningFailed("the encoder gave an embedding without a direction")
-            embedding = (embedding / length).astype(np.float32)
-        encoded.append(Encoded(min(worst, 1.0), embedding, len(rows), parts))
-    return encoded
+def _score_of(logit: float | None, calibration: Calibration) -> float:
+    if logit is None:
+        return math.inf
+    return 1 / (1 + math.exp(-logit / calibration.temperature - calibration.bias))
 
 
 def _stack(parts: Sequence[Tensor]) -> NDArray[np.float32]:

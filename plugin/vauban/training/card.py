@@ -21,9 +21,10 @@ _CARD = """# Encoder: injection score and embedding
 
 One BERT-class model ({layers} layers, {hidden} wide, {vocab} WordPiece tokens, uncased) that gives
 for every window of at most {window} tokens an injection logit and a unit embedding. Long text is
-read in windows that overlap by {overlap} tokens; the score is the worst window's, the embedding
-their mean. Windows of at most {excerpts} tokens are scored again without the first, and without
-the last, 4, 8, and half of their tokens, against words that are added to calm them. Weights are
+read in windows that overlap by {overlap} tokens; the score is the worst window's, less log n in the
+logit where the text fills n windows, the embedding their mean. A window whose own logit is
+{excerpts:+g} or more is scored again without its first half and without its last, a short one
+without 4 and 8 tokens at either end too, against words that are added to calm it. Weights are
 int8 with one scale per row.
 
 ## Intended use
@@ -87,8 +88,8 @@ so the numbers above are optimistic; no test set was used.
 - A harmless text that quotes an attack at length can be blocked; an attack phrased as an ordinary
   request (no override, no role change) can pass.
 - Attacks split over several requests or segments: each is scored by itself.
-- Long benign input has more windows, hence more chances of a false alarm, than the short rows that
-  set the thresholds.
+- The longer a text, the surer a window of it must be: who fills n windows with harmless words
+  lowers the logit of an attack by log n.
 """
 
 
@@ -130,7 +131,7 @@ def model_card(
         vocab=f"{arch.vocab_size:,}",
         window=window.max_tokens,
         overlap=window.overlap_tokens,
-        excerpts=window.excerpts_up_to_tokens,
+        excerpts=config.excerpts_from_logit,
         temperature=calibration.temperature,
         bias=calibration.bias,
         block_at=final.block_at,

@@ -26,7 +26,7 @@ from vauban.detectors.checkpoint import (
     read_tensors,
     write_checkpoint,
 )
-from vauban.detectors.windows import Ids, excerpts
+from vauban.detectors.windows import Ids, excerpts, windows_worth
 from vauban.guard import Guard
 from vauban.policy import EncoderPolicy, Policy
 from vauban.training import evaluate
@@ -45,6 +45,7 @@ LEXICAL_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 _RAW_TEMPERATURE = 16.0
 _ROWS_AT_ONCE = 256
 _T = TypeVar("_T")
+Indices = NDArray[np.int64]
 Tensors = Mapping[str, NDArray[np.float32]]
 
 
@@ -58,22 +59,29 @@ class Track(Protocol):
 class Split:
     """One development file as the shipped weights see it, through the guard that serves.
 
-    `deep` and `wide` are the two heads' parts of the logit of each window and excerpt; `row` says
-    whose it is.
+    `deep` and `wide` are the two heads' parts of the logit of each window and excerpt, `row` says
+    whose it is, and `window` which window it is an excerpt of (of a window: itself). `discount` is
+    what is taken from the logit of each row; an excerpt counts if its window has `excerpts_from`.
     """
 
     name: str
     labels: Labels
     deep: Floats
     wide: Floats
-    row: NDArray[np.int64]
+    row: Indices
+    window: Indices
+    discount: Floats
+    excerpts_from: float
     cosine: float
 
     def logits(self, lexical_weight: float = 1.0) -> Floats:
         """The worst of each row; a row without text has a very low one."""
+        logits = self.deep + lexical_weight * self.wide
+        counts = logits[self.window] >= self.excerpts_from
+        counts |= self.window == np.arange(len(logits))
         worst = np.full(len(self.labels), -50.0)
-        np.maximum.at(worst, self.row, self.deep + lexical_weight * self.wide)
-        return worst
+        np.maximum.at(worst, self.row[counts], logits[counts])
+        return worst - self.discount
 
 
 def finish(
@@ -98,8 +106,7 @@ def finish(
         EncoderModel.build(start.architecture, dict(start.teacher)),
     )
     splits = [
-        score_split(name, rows, guard, models, window.excerpts_up_to_tokens, track)
-        for name, rows in development.items()
+        score_split(name, rows, guard, models, window, track) for name, rows in development.items()
     ]
     weight = best_lexical_weight(splits)
     splits = [replace(split, wide=weight * split.wide) for split in splits]
@@ -113,7 +120,7 @@ def score_split(
     rows: Sequence[Row],
     guard: Guard,
     models: tuple[EncoderModel, EncoderModel],
-    excerpts_up_to_tokens: int,
+    window: WindowConfig,
     track: Track,
 ) -> Split:
     """Both heads' logits for all that is scored, and how far embeddings have moved (every 8th row).
@@ -121,32 +128,49 @@ def score_split(
     :param models: the new one, and the base model.
     """
     student = models[0]
-    deep, wide, owner = [np.empty(0)], [np.empty(0)], [np.empty(0, np.int64)]
-    cosines: list[float] = []
+    entries = [np.empty((2, 0))]
+    row: list[int] = []
+    whole: list[int] = []
+    discount, cosines = np.zeros(len(rows)), []
     for at in range(0, len(rows), _ROWS_AT_ONCE):
-        read: list[tuple[int, Ids]] = []
-        for i, row in enumerate(rows[at : at + _ROWS_AT_ONCE], start=at):
-            windows = guard.read([Segment(row.text, Origin.USER)]).windows.per_model[0]
-            read += [(i, ids) for ids in windows]
-            read += [(i, part) for ids in windows for part in excerpts(ids, excerpts_up_to_tokens)]
+        read: list[Ids] = []
+        for i, one in enumerate(rows[at : at + _ROWS_AT_ONCE], start=at):
+            windows = guard.read([Segment(one.text, Origin.USER)]).windows.per_model[0]
+            for ids in windows:
+                parts = [] if window.excerpts_from_logit is None else excerpts(ids)
+                whole += [len(row)] * (1 + len(parts))
+                row += [i] * (1 + len(parts))
+                read += [ids, *parts]
+            if window.discount_long:
+                discount[i] = np.log(windows_worth(windows, window.max_tokens))
             if i % 8 == 0 and windows:
                 cosines.append(_cosine(*(_embedding(model, windows) for model in models)))
-        read.sort(key=lambda pair: len(pair[1]))
-        for group in _chunks(read, 32):
-            ids, real = _collated([ids for _, ids in group])
-            with torch.inference_mode():
-                deep.append(student.head(student.hidden(ids, real), real).numpy())
-                wide.append(_lexical(student, ids, real))
-            owner.append(np.array([i for i, _ in group], np.int64))
+        entries.append(_both_logits(student, read))
         track(name, min(at + _ROWS_AT_ONCE, len(rows)), len(rows), "")
+    deep, wide = np.concatenate(entries, axis=1)
     return Split(
         name,
-        np.array([row.label for row in rows], np.int64),
-        np.concatenate(deep),
-        np.concatenate(wide),
-        np.concatenate(owner),
+        np.array([one.label for one in rows], np.int64),
+        deep,
+        wide,
+        np.array(row, np.int64),
+        np.array(whole, np.int64),
+        discount,
+        -np.inf if window.excerpts_from_logit is None else window.excerpts_from_logit,
         float(np.mean(cosines)),
     )
+
+
+def _both_logits(model: EncoderModel, windows: Sequence[Ids]) -> Floats:
+    """[2, windows]: of the deep and of the lexical head."""
+    found = np.empty((2, len(windows)))
+    order = sorted(range(len(windows)), key=lambda i: len(windows[i]))
+    for group in _chunks(order, 32):
+        ids, real = _collated([windows[i] for i in group])
+        with torch.inference_mode():
+            found[0, group] = model.head(model.hidden(ids, real), real).numpy()
+            found[1, group] = _lexical(model, ids, real)
+    return found
 
 
 def _collated(windows: Sequence[Ids]) -> tuple[Tensor, Tensor]:

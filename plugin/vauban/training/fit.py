@@ -62,7 +62,8 @@ class FitConfig:
     batch_tokens: int = 3072
     window_tokens: int = 128
     overlap_tokens: int = 40
-    excerpts_up_to_tokens: int = 66
+    excerpts_from_logit: float = -2.0
+    discount_long: bool = True
     distill_weight: float = 6.0
     distill_every: int = 3
     label_smoothing: float = 0.02
@@ -78,7 +79,8 @@ class FitConfig:
         return WindowConfig(
             max_tokens=self.window_tokens,
             overlap_tokens=self.overlap_tokens,
-            excerpts_up_to_tokens=self.excerpts_up_to_tokens,
+            excerpts_from_logit=self.excerpts_from_logit,
+            discount_long=self.discount_long,
         )
 
     @property
