@@ -113,16 +113,16 @@ class OverviewApi:
             "standing": {
                 "store": _kind(policy.state.store),
                 "current": front.ledger.is_fresh,
-                "levels": self._levels(),
+                "levels": await asyncio.to_thread(self._levels),
             },
             "approvals": await self._approvals(),
             "events": {"kept": len(front.recent_events), "most": front.recent_events.max_events},
         }
 
     def _levels(self) -> dict[str, int]:
-        every = self._front.ledger.users(limit=self._front.policy.state.max_users)
-        levels = [user.level for user in every]
-        return {level.name.lower(): levels.count(level) for level in Level if level}
+        """Of all users, so not on the thread that serves."""
+        found = self._front.ledger.levels()
+        return {level.name.lower(): found[level] for level in Level if level}
 
     async def _approvals(self) -> dict[str, Any]:
         gate = self._front.tool_gate
