@@ -146,7 +146,7 @@ class OverviewApi:
 
     async def _queries(self, user: str) -> dict[str, Any]:
         if not PRINCIPAL_ID.fullmatch(user):
-            raise NotFound("a user's id is key:, jwt: or anon: and what belongs to it")
+            raise NotFound("a user's id is key:, jwt:, anon: or gateway: and what belongs to it")
         points = [asdict(point) for point in self._front.recent_queries.of(user)]
         if points and self._cells is None:
             self._cells = await asyncio.to_thread(self._load_cells)
