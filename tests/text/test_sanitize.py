@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vauban.policy_output import OUTPUT_DETECTORS, OutputPolicy
+from vauban.text import quiet as quiet_text
 from vauban.text import sanitize
 from vauban.text.sanitize import Sanitizer, Stream
 
@@ -344,3 +345,13 @@ def test_no_more_is_held_than_said(text: str) -> None:
     for letter in text:
         stream.feed(letter)
         assert stream.fed - stream.released <= 64 + sanitize.MAX_WORD_CHARS + 400
+
+
+def test_no_word_of_an_answer_is_kept_to_be_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    known: dict[int, bool] = {}
+    monkeypatch.setattr(quiet_text, "_plain_words", known)
+    said = "word " * 400 + "records/of/the/patient_jane-doe" + " word" * 2_000
+    reader = Sanitizer(OutputPolicy()).stream()
+    assert reader.feed(said) + reader.finish() == said
+    assert [(type(key), value) for key, value in known.items()] == [(int, True)]
+    assert not hasattr(quiet_text._is_plain_by_itself, "cache_info")

@@ -31,8 +31,9 @@ MAX_HEADER_CHARS: Final = 8192 + 16
 IPV6_SITE_BITS: Final = 64
 PRINCIPAL_ID: Final = re.compile(
     r"key:[0-9a-z]{12}|jwt:[0-9a-f]{32}|anon:(?:local|[0-9a-f.:]{2,45}(?:/64)?)"
+    r"|gateway:[!-~]{1,128}"
 )
-"""As they are made here and in `jwt.py`."""
+"""As they are made here, in `jwt.py` and, of a name that a gateway gives, for Triton."""
 _PORT: Final = re.compile(r"^\[?([0-9a-fA-F:]+(?=\])|[0-9.]+)\]?(?::\d+)?$")
 """An address with a port, as some proxies write it: 192.0.2.1:4711, [2001:db8::1]:4711."""
 

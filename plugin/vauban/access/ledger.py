@@ -15,6 +15,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
@@ -200,6 +201,11 @@ class Ledger:
             if s.level is not Level.CLEAR and (level is None or s.level is level)
         )  # fmt: skip
         return heapq.nsmallest(limit, wanted, key=lambda s: s.principal)
+
+    def levels(self) -> Mapping[Level, int]:
+        """How many users are at each level; what was last known."""
+        now = self._clock()
+        return Counter(self.rules.settle(record, now).level for record in self._mirror.all())
 
     def explain(self, principal_id: str) -> Record:
         """All that is kept of a user, as it counts now."""

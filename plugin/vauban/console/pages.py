@@ -256,7 +256,7 @@ def _approval_id(request: Request) -> str:
 
 def _principal_id(text: str) -> str:
     if not PRINCIPAL_ID.fullmatch(text):
-        raise NotFound("a user's id is key:, jwt: or anon: and what belongs to it")
+        raise NotFound("a user's id is key:, jwt:, anon: or gateway: and what belongs to it")
     return text
 
 

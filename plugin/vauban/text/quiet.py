@@ -7,7 +7,6 @@ finding, and change nothing of what `Passages` remembers but what `Passages.skip
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import Final
 
 from vauban.text import links, secret_rules
@@ -32,6 +31,7 @@ _SIGNS = ("<", "`", "![", "//", "]:", "-----")
 _SCHEMES = ("script:", "data:")
 _CACHED_WORDS: Final = 8_192
 _CACHED_CHARS: Final = 80
+_plain_words: dict[int, bool] = {}
 
 
 def first_notable(buffer: str, start: int, end: int, *, in_code: bool) -> int:
@@ -86,8 +86,7 @@ def _is_plain(buffer: str, a: int, b: int) -> bool:
     if b - a >= MAX_WORD_CHARS:
         return False
     first = max(0, a - 1)
-    by_itself = _is_plain_by_itself if b - a <= _CACHED_CHARS else _is_plain_by_itself.__wrapped__
-    if not by_itself(buffer[first : b + 1], a - first, b - first):
+    if not _remembered(buffer[first : b + 1], a - first, b - first):
         return False
     if secret_rules.named_start(buffer, a, b) is not None:
         return False
@@ -97,7 +96,20 @@ def _is_plain(buffer: str, a: int, b: int) -> bool:
     return "//" not in word or "]:" not in buffer[max(0, a - 24) : a]
 
 
-@lru_cache(maxsize=_CACHED_WORDS)
+def _remembered(text: str, a: int, b: int) -> bool:
+    """`_is_plain_by_itself`, asked once for a word that comes often. No word of an answer is kept,
+    but its hash, under a key that Python draws for each process."""
+    if b - a > _CACHED_CHARS:
+        return _is_plain_by_itself(text, a, b)
+    key = hash((text, a, b))
+    found = _plain_words.get(key)
+    if found is None:
+        if len(_plain_words) >= _CACHED_WORDS:
+            _plain_words.clear()
+        found = _plain_words[key] = _is_plain_by_itself(text, a, b)
+    return found
+
+
 def _is_plain_by_itself(text: str, a: int, b: int) -> bool:
     """The same as far as the word `text[a:b]`, and a character on each side, say."""
     if secret_rules.plain_start(text, a, b) is not None or _RUNS.search(text, a, b):

@@ -55,6 +55,19 @@ def test_what_is_not_ours_fails_alone(make_input: MakeInput, seal: Seal, fake_en
     assert isinstance(good, bytes)
 
 
+def test_a_request_is_encoded_once_however_often_its_windows_are_sent(
+    make_input: MakeInput, seal: Seal, fake_encoder: Any
+) -> None:
+    judged = Judged(seal, fake_encoder.encode)
+    (ours,) = windows(make_input, "hello")
+    first, again = judged.judge([ours, ours])
+    (later,) = judged.judge([ours])
+    assert isinstance(first, bytes)
+    assert isinstance(again, MalformedRequest)
+    assert isinstance(later, MalformedRequest)
+    assert sum(fake_encoder.batches) == 1
+
+
 @pytest.mark.parametrize(("on_failure", "blocks"), [("block", True), ("allow", False)])
 def test_an_encoder_that_fails_is_judged_by_the_policy(
     make_input: MakeInput, seal: Seal, fake_encoder: Any, on_failure: str, blocks: bool

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -187,3 +189,43 @@ async def test_a_model_that_ends_lets_go_of_its_metrics(server: Server) -> None:
         if hasattr(model, "finalize"):
             await asyncio.to_thread(model.finalize)
     assert not list(families)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ignore_eos": []}, {"n": "two"}, {"structured_outputs": {"regex": 5}},
+        {"logit_bias": {"first": 1}}, {"stop": [1]}, {"_all_stop_token_ids": [1]}, {"other": 1},
+    ],
+    ids=lambda options: next(iter(options)),
+)  # fmt: skip
+def test_sampling_parameters_of_the_wrong_type_never_reach_the_engine(
+    repository: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        llm_module(repository)._sampling(options)
+
+
+def test_the_engine_can_read_the_sampling_parameters_that_pass(repository: Path) -> None:
+    from vllm import SamplingParams
+    from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+    options = {
+        "max_tokens": 3, "temperature": 0, "n": True, "ignore_eos": "yes",
+        "logit_bias": {"5": 1}, "stop": "a", "structured_outputs": {"regex": "a+"},
+        "extra_args": {"a": [1]},
+    }  # fmt: skip
+    params = llm_module(repository)._sampling(options)
+    assert MsgpackDecoder(SamplingParams).decode(MsgpackEncoder().encode(params)) == params
+    assert params.logit_bias == {5: 1.0}
+
+
+def llm_module(repository: Path) -> Any:
+    source = Path(__file__).parents[3] / "triton_models" / "llm" / "1" / "model.py"
+    sys.modules["triton_python_backend_utils"] = Server(repository).utils
+    spec = importlib.util.spec_from_file_location("triton_model_llm", source)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

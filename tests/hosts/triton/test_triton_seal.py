@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -101,3 +102,18 @@ def test_a_ticket_is_taken_once_by_all_processes(
     mine.chmod(0o755)
     with pytest.raises(ConfigError, match="0700"):
         SharedOnce(SECRET)
+
+
+def test_tickets_are_taken_again_once_the_machine_cleared_its_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    now = [time.time()]
+    once = SharedOnce(SECRET, lambda: now[0])
+    for later in (0, VALID_S + 2):
+        now[0] += later
+        (place,) = tmp_path.iterdir()
+        shutil.rmtree(place)
+        once.take("a")
+        with pytest.raises(MalformedRequest, match="taken already"):
+            once.take("a")

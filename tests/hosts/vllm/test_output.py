@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -98,6 +99,24 @@ def test_all_channels_of_a_chat(size: int) -> None:
     assert said["reasoning"] == said["content"] == CLEAN
     assert said["call", 0] == said["call", 1] == CLEAN_ARGUMENTS
     assert editor.findings == {("secrets", "redact"): 4, ("images", "redact"): 2}
+
+
+@pytest.mark.parametrize(
+    "between", [call(0, "{}", "send"), {"reasoning": "Let me see."}], ids=["call", "reasoning"]
+)
+@pytest.mark.parametrize("cut", [1, 15, 25])
+def test_an_answer_is_one_text_whatever_comes_between_its_pieces(
+    between: dict[str, Any], cut: int
+) -> None:
+    text = f"It is {KEY} now."
+    for action, wanted in [("redact", "It is [redacted: secrets] now."), ("stop", "It is ")]:
+        events = [
+            chunk(content=text[:cut]), chunk(**deepcopy(between)), chunk(content=text[cut:]),
+            chunk(**deepcopy(between)), chunk(finish="stop"),
+        ]  # fmt: skip
+        editor = output_editor(rules(secrets=action), Shape.CHAT)
+        assert put_together(run(editor, events))["content"] == wanted
+        assert editor.stopped == (action == "stop")
 
 
 @sizes

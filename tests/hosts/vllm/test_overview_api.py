@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -153,3 +154,20 @@ async def test_status(open_site: Callable[..., Site], monkeypatch: pytest.Monkey
     monkeypatch.setattr(site.server.front.tool_gate.approvals._store, "update", dead)
     told = (await get(site, "/vauban/status")).json
     assert told["approvals"] == {"current": False, "waiting": None}
+
+
+async def test_counting_all_users_does_not_keep_the_server_from_serving(
+    open_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = open_site()
+    ledger = site.server.front.ledger
+    count, threads = ledger._mirror.all, set[str]()
+
+    def counting() -> Any:
+        threads.add(threading.current_thread().name)
+        return count()
+
+    monkeypatch.setattr(ledger._mirror, "all", counting)
+    assert (await get(site, "/vauban/status")).status == 200
+    assert threads
+    assert threading.main_thread().name not in threads

@@ -337,6 +337,14 @@ async def test_forget(site: Site) -> None:
     assert (await site.chat("other")).status == 403
 
 
+async def test_a_user_whom_tritons_gateway_names_can_be_banned(site: Site) -> None:
+    """Both hosts may share a store; Triton itself has no such routes."""
+    at = f"{USERS}/gateway:team/bob@example.test"
+    assert (await site.admin("POST", f"{at}/ban", {"reason": "x"})).json["level"] == "banned"
+    assert (await site.admin("POST", f"{at}/unban", {"reason": "x"})).json["level"] == "clear"
+    assert (await site.admin("DELETE", at)).status == 200
+
+
 async def test_ids_with_slashes(site: Site) -> None:
     who = "anon:2001:db8::/64"
     for escaped in (who, who.replace("/", "%2F")):

@@ -92,14 +92,10 @@ class TritonPythonModel:
 
     async def _generate(self, sender, values, salt):
         """Sends all but the last response, and gives that back."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+        from vllm.sampling_params import RequestOutputKind
 
         stream = bool(values.get("stream", False))
-        options = json.loads(values.get("sampling_parameters", b"{}") or b"{}")
-        if isinstance(options.get("structured_outputs"), dict):
-            options["structured_outputs"] = StructuredOutputsParams(**options["structured_outputs"])
-        params = SamplingParams(**options)
+        params = _sampling(json.loads(values.get("sampling_parameters", b"{}") or b"{}"))
         params.output_kind = RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
         prompt = values["text_input"].decode()
         before = "" if stream or values.get("exclude_input_in_output", False) else prompt
@@ -123,3 +119,17 @@ class TritonPythonModel:
         if values.get("return_num_output_tokens", False):
             found["num_output_tokens"] = [len(one.token_ids) for one in output.outputs]
         return found
+
+
+def _sampling(options):
+    """Checked, as vLLM's own routes check them: the engine dies of a value of another type.
+
+    :raises ValueError: a name that there is not, or a value that it can't have.
+    """
+    from pydantic import TypeAdapter
+    from vllm import SamplingParams
+
+    names = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")}
+    if unknown := set(options) - names:
+        raise ValueError(f"there is no sampling parameter {min(unknown)[:40]}")
+    return TypeAdapter(SamplingParams).validate_python(options)

@@ -5,7 +5,8 @@ that share a credential's group or an address block have `MOST_ALIKE` between th
 loses its vote, and medians and quartiles of the last `MOST_VOTERS` move the reference that it
 began with, never what was learned before, by at most `MOST_MOVED` spreads.
 
-Does not cover: more thieves than honest callers; they move the reference as far as it goes.
+Does not cover: more thieves than honest callers; they move the reference as far as it goes. Nothing
+tells callers apart that have no group and no public address: each of them has a vote.
 """
 
 from __future__ import annotations

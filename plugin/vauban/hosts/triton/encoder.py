@@ -15,7 +15,7 @@ from vauban.guard import Guard, encode_each
 from vauban.hosts.triton.answers import Blocked
 from vauban.hosts.triton.extraction import Watching, Who
 from vauban.hosts.triton.front import WINDOWS
-from vauban.hosts.triton.seal import Bundle, Seal
+from vauban.hosts.triton.seal import Bundle, Once, Seal, Tickets
 from vauban.policy import Policy
 from vauban.telemetry import AuditLog, Decision
 from vauban.types import Mode, Reason, Verdict
@@ -37,6 +37,8 @@ class GuardEncoder:
     :param encode: `Encoder.encode`.
     :param observe: called with every decision, for the host's metrics.
     :param watching: told of what was encoded for whom; None where nobody watches.
+    :param tickets: default: for a model of one process. A request that was let in once is encoded
+        once, or its windows could be sent here past the limit of requests.
     """
 
     def __init__(
@@ -46,8 +48,10 @@ class GuardEncoder:
         seal: Seal,
         observe: Callable[[Decision], None],
         watching: Watching | None = None,
+        tickets: Tickets | None = None,
     ) -> None:
         self._policy = policy
+        self._tickets = tickets or Once()
         self._digest = policy.digest
         self._guard = Guard(policy)
         self._unread_blocks = self._guard.judge(Reason.UNREAD_TEXT).blocked
@@ -104,6 +108,7 @@ class GuardEncoder:
     def _open(self, sealed: bytes) -> tuple[Bundle, Windows] | RequestError:
         try:
             bundle = self._seal.open(WINDOWS, sealed)
+            self._tickets.take(bundle.ticket)
             return bundle, Windows.from_bytes(bundle.data)
         except MalformedRequest as error:
             return error

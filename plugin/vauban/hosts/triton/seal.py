@@ -136,6 +136,9 @@ class SharedOnce:
         self._place = Path(tempfile.gettempdir()) / f"vauban-{name}"
         self._clock = clock
         self._swept_at = clock()
+        self._make_place()
+
+    def _make_place(self) -> None:
         self._place.mkdir(mode=0o700, exist_ok=True)
         status = self._place.stat()
         if status.st_uid != os.geteuid() or status.st_mode & 0o077:
@@ -144,11 +147,18 @@ class SharedOnce:
     def take(self, ticket: str) -> None:
         """:raises MalformedRequest: the ticket was taken before."""
         self._sweep()
+        try:
+            self._make(ticket)
+        except FileExistsError:
+            raise MalformedRequest("this step has been taken already") from None
+
+    def _make(self, ticket: str) -> None:
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
         try:
             os.close(os.open(self._place / ticket, flags, 0o600))
-        except FileExistsError:
-            raise MalformedRequest("this step has been taken already") from None
+        except FileNotFoundError:  # machines clear away what is idle among temporary files
+            self._make_place()
+            os.close(os.open(self._place / ticket, flags, 0o600))
 
     def _sweep(self) -> None:
         """Remove, now and then, what is no longer valid anyway."""
@@ -156,7 +166,7 @@ class SharedOnce:
         if now - self._swept_at < VALID_S:
             return
         self._swept_at = now
-        for file in self._place.iterdir():
+        for file in self._place.iterdir() if self._place.is_dir() else ():
             with suppress(FileNotFoundError):  # another process was here
                 if file.stat().st_mtime < now - VALID_S - 1:
                     file.unlink()

@@ -7,7 +7,8 @@ out with a later event, at the latest with the one that ends the channel. Token 
 log-probabilities spell the text too, so they come out with the text that they belong to, or not at
 all when something was taken out of it.
 
-Does not cover: answers of token ids without text (`/inference/v1/generate` in its default mode).
+Does not cover: answers of token ids without text (`/inference/v1/generate` in its default mode);
+what a model's reasoning says before and after a piece of its answer, read as one text.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from vauban.text.sanitize import Sanitizer, Stream
 
 _TEXTS: Final = ("reasoning", "reasoning_content", "content", "refusal", "text")
 _ATTACHED: Final = ("logprobs", "token_ids")
+_RESUMED: Final = ("content", "refusal", "text")
+"""Channels that may go on after another one: text on both sides of a tool call, for instance."""
 _DONE: Final = b"data: [DONE]\n\n"
 
 Key = tuple[Any, ...]
@@ -56,6 +59,14 @@ class Channels:
         if stream is None:
             stream = self._open[key] = self.rules.stream(json=json)
         return self._heard(key, stream.feed(text)), stream
+
+    def reader(self, key: Key) -> Stream | None:
+        """That of a channel which has begun and not ended."""
+        return self._open.get(key)
+
+    def of_choice(self, index: int) -> list[Key]:
+        """The channels of a choice that have not ended, in the order in which they began."""
+        return [key for key in self._open if key[0] == index]
 
     def close(self, key: Key) -> tuple[str, Stream | None]:
         """What is left of a channel that has ended, and its reader."""
@@ -231,8 +242,8 @@ class _Choice:
         for holder, name, json in list(_texts_of(delta, part)):
             key = (self._index, name, _call_index(delta, holder) if json else 0)
             if key != self._current:
-                self._close(delta if isinstance(delta, dict) else part)
-                self._current, self._stream = key, None
+                self._leave(delta if isinstance(delta, dict) else part)
+                self._current, self._stream = key, self._channels.reader(key)
             before = self._stream.fed if self._stream is not None else 0
             holder[name], self._stream = self._channels.feed(key, holder[name], json=json)
             if self._stream.stopped:
@@ -243,15 +254,20 @@ class _Choice:
         elif attached:
             part.update(attached)
         if part.get("finish_reason") is not None:
-            self.finished = True
-            self._close(delta if isinstance(delta, dict) else part)
+            self.finished, self._current = True, None
+            for key in self._channels.of_choice(self._index):
+                if self.ended_by is None:
+                    self._close(key, delta if isinstance(delta, dict) else part)
         self._attach(part)
 
-    def _close(self, holder: dict[str, Any]) -> None:
-        """End the current channel; what is left of it goes into `holder`."""
-        if self._current is None:
-            return
-        key, self._current = self._current, None
+    def _leave(self, holder: dict[str, Any]) -> None:
+        """Another channel begins. What is held back of an answer waits for its next piece, which
+        clients put behind it; reasoning and arguments are shown as ended, so they end here."""
+        if self._current is not None and self._current[1] not in _RESUMED:
+            self._close(self._current, holder)
+
+    def _close(self, key: Key, holder: dict[str, Any]) -> None:
+        """End a channel; what is left of it goes into `holder`."""
         rest, stream = self._channels.close(key)
         if stream is not None and stream.stopped:
             self.ended_by = stream

@@ -113,16 +113,16 @@ class OverviewApi:
             "standing": {
                 "store": _kind(policy.state.store),
                 "current": front.ledger.is_fresh,
-                "levels": self._levels(),
+                "levels": await asyncio.to_thread(self._levels),
             },
             "approvals": await self._approvals(),
             "events": {"kept": len(front.recent_events), "most": front.recent_events.max_events},
         }
 
     def _levels(self) -> dict[str, int]:
-        every = self._front.ledger.users(limit=self._front.policy.state.max_users)
-        levels = [user.level for user in every]
-        return {level.name.lower(): levels.count(level) for level in Level if level}
+        """Of all users, so not on the thread that serves."""
+        found = self._front.ledger.levels()
+        return {level.name.lower(): found[level] for level in Level if level}
 
     async def _approvals(self) -> dict[str, Any]:
         gate = self._front.tool_gate
@@ -146,7 +146,7 @@ class OverviewApi:
 
     async def _queries(self, user: str) -> dict[str, Any]:
         if not PRINCIPAL_ID.fullmatch(user):
-            raise NotFound("a user's id is key:, jwt: or anon: and what belongs to it")
+            raise NotFound("a user's id is key:, jwt:, anon: or gateway: and what belongs to it")
         points = [asdict(point) for point in self._front.recent_queries.of(user)]
         if points and self._cells is None:
             self._cells = await asyncio.to_thread(self._load_cells)

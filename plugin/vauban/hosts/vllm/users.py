@@ -139,7 +139,7 @@ class UsersApi:
 
 def _check_id(principal_id: str) -> None:
     if not PRINCIPAL_ID.fullmatch(principal_id):  # a misspelt one must not be banned with success
-        raise NotFound("a user's id is key:, jwt: or anon: and what belongs to it")
+        raise NotFound("a user's id is key:, jwt:, anon: or gateway: and what belongs to it")
 
 
 def parsed(kind: type[B], raw: bytes) -> B:
