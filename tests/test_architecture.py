@@ -124,7 +124,8 @@ def test_the_guest_imports_only_the_standard_library() -> None:
 
     for path in (ROOT / "agents" / "guest").glob("*.py"):
         for imported in imports(parse(path)):
-            assert imported.split(".")[0] in sys.stdlib_module_names, imported
+            if imported != "vauban.agents.guest.agent":  # it is carried in beside what imports it
+                assert imported.split(".")[0] in sys.stdlib_module_names, imported
 
 
 def test_the_sandbox_never_starts_a_program_outside_the_jail() -> None:
