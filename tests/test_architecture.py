@@ -63,6 +63,8 @@ MAY_IMPORT = {
     "triton_python_backend_utils": set(),
     "fastapi": {"hosts/vllm"},
     "mcp": {"agents/tool_server.py"},
+    "kubernetes": {"agents/cluster.py", "agents/pods.py"},
+    "websocket": {"agents/pods.py"},
     "typer": {"commands", "cli.py"},
     "httpx": {"commands", "console/guarded.py", "redteam"},
     "uvicorn": {

@@ -37,6 +37,14 @@ def choose(policy: SandboxPolicy, cache: Path) -> Tier:
     :raises ImageError: there is no image for a virtual machine, and nothing else is allowed.
     :raises NoIsolation: none works; says why for each.
     """
+    if policy.runner == "kubernetes":
+        try:
+            from vauban.agents import pods
+        except ModuleNotFoundError as error:
+            raise NoIsolation(
+                f"{error.name} is missing; pip install 'vauban[kubernetes]'"
+            ) from None
+        return pods.tier(policy)
     try:
         return _machine(policy, cache)
     except (ImageError, NoIsolation) as error:
