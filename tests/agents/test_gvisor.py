@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from vauban.agents import cgroup, gvisor
+from vauban.agents import cgroup
 from vauban.agents.frames import Job, Reason, Result
 from vauban.agents.gvisor import Container, bundle, command
 from vauban.agents.sandbox import Sandbox
@@ -139,7 +139,7 @@ def test_the_canary_passes_and_programs_run(policy: SandboxPolicy) -> None:
 @pytest.mark.parametrize(
     ("code", "limits", "reason"),
     [
-        ("import time\ntime.sleep(99)", {"wall_s": 2}, Reason.TIME_LIMIT),
+        ("import time\ntime.sleep(99)", {"wall_s": 1}, Reason.TIME_LIMIT),
         ("while True: pass", {"cpu_s": 1}, Reason.CPU_LIMIT),
         ("while True: print('x' * 9999)", {}, Reason.OUTPUT_LIMIT),
         ("import os\nos.kill(os.getpid(), 9)", {}, Reason.SIGNALLED),
@@ -243,4 +243,3 @@ def test_nothing_outlives_a_parent_that_was_killed(policy: SandboxPolicy) -> Non
         shutil.rmtree(place)
         cgroup.sweep()
     assert not Path(group).exists()
-    assert gvisor.NAME == "gvisor"
