@@ -63,6 +63,8 @@ MAY_IMPORT = {
     "triton_python_backend_utils": set(),
     "fastapi": {"hosts/vllm"},
     "mcp": {"agents/tool_server.py"},
+    "kubernetes": {"agents/cluster.py", "agents/pods.py"},
+    "websocket": {"agents/pods.py"},
     "typer": {"commands", "cli.py"},
     "httpx": {"commands", "console/guarded.py", "redteam"},
     "uvicorn": {
@@ -124,7 +126,8 @@ def test_the_guest_imports_only_the_standard_library() -> None:
 
     for path in (ROOT / "agents" / "guest").glob("*.py"):
         for imported in imports(parse(path)):
-            assert imported.split(".")[0] in sys.stdlib_module_names, imported
+            if imported != "vauban.agents.guest.agent":  # it is carried in beside what imports it
+                assert imported.split(".")[0] in sys.stdlib_module_names, imported
 
 
 def test_the_sandbox_never_starts_a_program_outside_the_jail() -> None:

@@ -7,6 +7,9 @@ from typing import Literal
 
 from vauban.policy_base import Section, field
 
+_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+
 
 class SandboxPolicy(Section):
     """Where the model's code runs (`vauban sandbox`), and what it may use."""
@@ -14,9 +17,42 @@ class SandboxPolicy(Section):
     floor: Literal["vm", "gvisor", "wasm", "bubblewrap"] = field(
         "vm",
         "Weakest isolation that code may run in. vm: a virtual machine, by the processor (vm-hw) or"
-        " else emulated in a jail (vm-tcg). The others are weaker, and this version has none of"
-        " them: naming one changes nothing yet.",
+        " else emulated in a jail (vm-tcg). gvisor: also runsc, where no virtual machine works."
+        " This version has no wasm and no bubblewrap alone: they mean gvisor.",
     )
+    runner: Literal["local", "kubernetes"] = field(
+        "local", "Who runs programs: this machine, or a cluster (extra kubernetes), then nothing"
+        " runs on this machine.",
+    )  # fmt: skip
+    gvisor_root: Path | None = field(
+        None,
+        "Directory with the root file system that programs see under gVisor, such as the guest's"
+        " image unpacked; Python 3.9 or later must be in it.",
+    )
+    kubernetes_namespace: str = field(
+        "vauban-sandbox", "Namespace of the cluster that programs run in; for nothing else.",
+        max_length=63, pattern=_LABEL,
+    )  # fmt: skip
+    kubernetes_runtime_class: str = field(
+        "kata",
+        "RuntimeClass of the pods. Its handler must be Kata's (kata, kata-qemu, ...), or gVisor's"
+        " (runsc, gvisor) where the floor is gvisor or lower.",
+        max_length=253, pattern=_SUBDOMAIN,
+    )  # fmt: skip
+    kubernetes_image: str | None = field(
+        None, "Image of the pods, with Python 3.9 or later; best by its digest.", max_length=512
+    )
+    kubernetes_resource: Literal["pod", "agent-sandbox"] = field(
+        "pod",
+        "What is made for each guest: a Pod, or a Sandbox of the agent-sandbox project"
+        " (agents.x-k8s.io/v1beta1), whose controller makes the pod and removes both in time.",
+    )
+    kubernetes_start_s: int = field(60, "Longest time until a pod runs.", "seconds", ge=1, le=3600)
+    kubernetes_pod_s: int = field(
+        900,
+        "Longest life of a pod, also of one that was left behind; more than a program's time.",
+        "seconds", ge=10, le=86_400,
+    )  # fmt: skip
     image: Path | None = field(
         None,
         "Directory of the guest's image; default: where `vauban sandbox build` puts it, in the"

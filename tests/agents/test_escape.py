@@ -244,6 +244,14 @@ print(made)
     assert 16 <= int(result.out) < 32
 
 
+def test_files_beyond_the_disk_are_an_answer(limited: Limited) -> None:
+    files = {str(number): b"x" for number in range(60)}  # a page for each
+    job = Job(b"print(1)", files | {"last": bytes((1 << 20) - 4096)}, ("made",))
+    result = limited("", job, disk_mb=1)
+    assert (result.reason, result.status, result.out) == (Reason.DISK_LIMIT, 126, b"")
+    assert set(result.missing) == {"made"}
+
+
 def test_the_disk_has_an_end(limited: Limited) -> None:
     code = """
 def fill(path, size):

@@ -148,6 +148,13 @@ def test_a_job_over_a_limit_is_refused(job: Job) -> None:
         job.check(SandboxPolicy())
 
 
+def test_files_that_the_disk_does_not_hold_are_refused() -> None:
+    job = Job(b"", {"a": bytes(1 << 20)})
+    job.check(SandboxPolicy(disk_mb=1))
+    with pytest.raises(BadJob, match="over 1 MiB"):
+        Job(b"x", job.files).check(SandboxPolicy(disk_mb=1))
+
+
 def test_what_a_guest_says_of_a_missing_file_is_nothing_that_a_terminal_obeys() -> None:
     answer = RIGHT | {"missing": {"b": "\x1b]0;owned\x07\ud800\u202e"}}
     missing = read_result(answer, JOB, POLICY, "vm-tcg", 0).missing

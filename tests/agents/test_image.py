@@ -47,12 +47,17 @@ def test_what_was_built_loads(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_changed_file_does_not(copy: Path, name: str) -> None:
+def test_a_changed_or_missing_file_does_not(copy: Path, name: str) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
     with (copy / name).open("r+b") as stream:
         stream.seek(500)
         stream.write(b"!")
     with pytest.raises(ImageError, match=name):
         load_image(copy)
+    (copy / name).unlink()
+    with pytest.raises(ImageError, match=name):
+        load_image(copy)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "{" * 100_000, "[" * 100_000, '{"format": 1}'])

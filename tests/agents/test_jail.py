@@ -177,17 +177,39 @@ def test_no_value_selects_the_host() -> None:
 
 @pytest.mark.parametrize("floor", ["vm", "gvisor", "wasm", "bubblewrap"])
 def test_without_an_emulator_nothing_runs(
-    image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, floor: Any
+    image_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, floor: Any
 ) -> None:
+    """Neither is gVisor there. What was opened for it is closed again."""
     monkeypatch.setenv("PATH", str(tmp_path))
     qemu.binary.cache_clear()
+    policy = SandboxPolicy(floor=floor, image=image_directory)
+    before = len(list(Path("/proc/self/fd").iterdir()))
     try:
         with pytest.raises(NoIsolation, match="vm-tcg: qemu-system-x86_64 is missing") as refused:
-            choose(image, SandboxPolicy(floor=floor), tmp_path / "cache")
+            choose(policy, tmp_path / "cache")
     finally:
         monkeypatch.undo()
         qemu.binary.cache_clear()
-    assert ("not in this version" in str(refused.value)) is (floor != "vm")
+    assert ("runsc is missing" in str(refused.value)) is (floor != "vm")
+    assert ("not in this version" in str(refused.value)) is (floor in ("wasm", "bubblewrap"))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_without_a_jail_nothing_is_left_open(
+    image: Image, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}")
+    monkeypatch.setattr(qemu, "binary", lambda: "/usr/bin/true")
+    jail._bwrap.cache_clear()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    groups = list(cgroup.ROOT.glob(f"*/{cgroup.NAME}-{os.getpid()}-*"))
+    try:
+        with pytest.raises(NoIsolation, match="bubblewrap is missing"):
+            Vm.boot(Machine("tcg", 128 << 20), image, SandboxPolicy())
+    finally:
+        jail._bwrap.cache_clear()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert list(cgroup.ROOT.glob(f"*/{cgroup.NAME}-{os.getpid()}-*")) == groups
 
 
 def test_an_old_emulator_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

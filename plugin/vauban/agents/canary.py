@@ -25,7 +25,7 @@ PROBES: Final = """
 import os
 import _socket as socket  # the whole module takes the emulated processor a second to load
 
-port, path, name, word = WHAT
+port, path, name, word, reach = WHAT
 ways = []
 
 def attempt(way, work):
@@ -47,8 +47,12 @@ attempt("vsock", lambda: connect(40, (2, port)))
 attempt("host file", lambda: open(path).read())
 attempt("environment", lambda: word in str(dict(os.environ)))
 attempt("environment of the first process", lambda: word in open("/proc/1/environ").read())
-attempt("network device", lambda: [
-    line.split(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:]] != ["lo"])
+if reach:
+    family = socket.AF_INET6 if ":" in reach[0] else socket.AF_INET
+    attempt("network", lambda: connect(family, reach))
+else:
+    attempt("network device", lambda: [
+        line.split(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:]] != ["lo"])
 attempt("root", lambda: open("/usr/canary", "w"))
 print(ways)
 """
@@ -74,7 +78,7 @@ def check(sandbox: Sandbox) -> None:
         sentinel.flush()
         Path(sentinel.name).chmod(0o444)
         port = listener.getsockname()[1]
-        what = repr((port, sentinel.name, name, word))
+        what = repr((port, sentinel.name, name, word, sandbox.tier.reach))
         job = Job(PROBES.replace("WHAT", what, 1).encode())
         os.environ[VARIABLE] = word
         try:
@@ -83,8 +87,10 @@ def check(sandbox: Sandbox) -> None:
             raise NoIsolation(f"the sandbox can't be checked: {error}") from None
         finally:
             del os.environ[VARIABLE]
-        result = vm.run(job)
-        vm.kill()
+        try:
+            result = vm.run(job)
+        finally:
+            vm.kill()
         for each in (listener, local):
             each.setblocking(False)
             try:

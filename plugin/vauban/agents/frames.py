@@ -12,13 +12,12 @@ import os
 import re
 import secrets
 import signal
-import socket
 import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from vauban.errors import BadJob, GuestFailed
 from vauban.policy_sandbox import SandboxPolicy
@@ -27,6 +26,15 @@ ENTROPY_BYTES: Final = 64
 MAX_FILES: Final = 64
 _SLACK_BYTES: Final = 65_536
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+
+
+class Port(Protocol):
+    """The side of a guest that jobs go into; a socket is one."""
+
+    def settimeout(self, seconds: float, /) -> None: ...
+    def sendall(self, data: bytes, /) -> None: ...
+    def recv(self, most: int, /) -> bytes: ...
+    def close(self) -> None: ...
 
 
 class Reason(StrEnum):
@@ -38,6 +46,7 @@ class Reason(StrEnum):
     CPU_LIMIT = "cpu_limit"
     MEMORY_LIMIT = "memory_limit"
     OUTPUT_LIMIT = "output_limit"
+    DISK_LIMIT = "disk_limit"
     GUEST_LOST = "guest_lost"
 
 
@@ -56,6 +65,8 @@ class Job:
             raise BadJob(f"the program has over {policy.max_code_bytes} bytes")
         if sum(map(len, self.files.values())) > policy.max_input_bytes:
             raise BadJob(f"the files have over {policy.max_input_bytes} bytes")
+        if len(self.code) + sum(map(len, self.files.values())) > policy.disk_mb << 20:
+            raise BadJob(f"the program and its files have over {policy.disk_mb} MiB, the disk")
         if len(self.files) > MAX_FILES or len(self.results) > MAX_FILES:
             raise BadJob(f"more than {MAX_FILES} files")
         if self.program in self.files:
@@ -106,6 +117,7 @@ def job_frame(job: Job | None, policy: SandboxPolicy) -> bytes:
         "limits": {
             "wall_s": policy.wall_s,
             "cpu_s": policy.cpu_s,
+            "memory_bytes": policy.memory_mb << 20,
             "processes": policy.max_processes,
             "file_bytes": policy.max_file_mb << 20,
             "disk_bytes": policy.disk_mb << 20,
@@ -117,7 +129,7 @@ def job_frame(job: Job | None, policy: SandboxPolicy) -> bytes:
     return struct.pack(">I", len(body)) + body
 
 
-def receive(port: socket.socket, max_bytes: int, deadline: float) -> dict[str, Any]:
+def receive(port: Port, max_bytes: int, deadline: float) -> dict[str, Any]:
     """One frame.
 
     :param deadline: on `time.monotonic`'s clock.
@@ -136,7 +148,7 @@ def receive(port: socket.socket, max_bytes: int, deadline: float) -> dict[str, A
     return fields
 
 
-def _exactly(port: socket.socket, count: int, deadline: float) -> bytes:
+def _exactly(port: Port, count: int, deadline: float) -> bytes:
     data = bytearray()
     while len(data) < count:
         left = deadline - time.monotonic()

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -55,14 +56,15 @@ def load_image(directory: Path) -> Image:
     :raises ImageError: there is none, it was changed, or it is of another version of vauban.
     """
     manifest, digest = read_manifest(directory)
-    files: dict[str, int] = {}
-    for name in FILES:
-        descriptor, found = sealed_copy(directory / name)
-        files[name] = descriptor
-        if found != manifest["files"].get(name):
-            Image(files, digest).close()
-            raise ImageError(f"{directory / name} is not what was built; {_BUILD}")
-    return Image(files, digest)
+    image = Image({}, digest)
+    with ExitStack() as held:
+        held.callback(image.close)
+        for name in FILES:
+            image.files[name], found = sealed_copy(directory / name)
+            if found != manifest["files"].get(name):
+                raise ImageError(f"{directory / name} is not what was built; {_BUILD}")
+        held.pop_all()
+    return image
 
 
 def read_manifest(directory: Path) -> tuple[dict[str, Any], str]:

@@ -44,8 +44,21 @@ class Jailed:
         self.process.wait()
         if self.group is not None:
             self.group.remove()
-        if self.process.stderr is not None:
-            self.process.stderr.close()
+        for stream in (self.process.stdin, self.process.stderr):
+            if stream is not None:
+                stream.close()
+
+    def end(self) -> str:
+        """Kill it. What it last complained of, for an error."""
+        stderr = self.process.stderr
+        said = b""
+        if stderr is not None and not stderr.closed:
+            self.process.kill()
+            os.set_blocking(stderr.fileno(), False)
+            said = stderr.read(4096) or b""
+        self.kill()
+        last = said.decode(errors="replace").strip().splitlines()[-1:]
+        return f" ({last[0][:200]})" if last else ""
 
 
 def jail_arguments(filter_fd: int, devices: Sequence[Path] = ()) -> list[str]:
@@ -83,7 +96,6 @@ def start(
     :param descriptors: what it inherits besides the standard streams.
     :raises NoIsolation: bubblewrap or libseccomp is missing, or can't be used.
     """
-    filter_fd = emulator_filter()
     limits = {
         resource.RLIMIT_CPU: cpu_s,
         resource.RLIMIT_AS: 4 * (memory_bytes + OVERHEAD_BYTES),
@@ -91,21 +103,34 @@ def start(
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: 2 * memory_bytes,
     }
-    group = cgroup.new_group(memory_bytes + OVERHEAD_BYTES, MAX_PROCESSES)
-    arguments = jail_arguments(filter_fd, devices)
+    filter_fd = emulator_filter()
+    try:
+        arguments = jail_arguments(filter_fd, devices)
+        return spawn(
+            [*_limited(limits), *arguments, "--", *command],
+            cgroup.new_group(memory_bytes + OVERHEAD_BYTES, MAX_PROCESSES),
+            pass_fds=(*descriptors, filter_fd),
+            **another_user(devices),
+        )
+    finally:
+        os.close(filter_fd)
+
+
+def spawn(command: Sequence[str], group: cgroup.Group | None, /, **options: Any) -> Jailed:
+    """Start a command that is in its control group from the beginning.
+
+    :param options: those of `subprocess.Popen`; it has no environment, and its standard input and
+        output are empty unless they say otherwise.
+    :raises NoIsolation: it can't be started, or not in the group, which is then removed.
+    """
     try:
         process: subprocess.Popen[bytes] = _SPAWNER.submit(
-            _popen,
-            [*_WHEN_TOLD, *_limited(limits), *arguments, "--", *command],
-            pass_fds=(*descriptors, filter_fd),
-            **_another_user(devices),
+            _popen, [*_WHEN_TOLD, *command], **options
         ).result()
     except OSError as error:
         if group is not None:
             group.remove()
         raise NoIsolation(f"the jail can't be started: {error.strerror}") from None
-    finally:
-        os.close(filter_fd)
     jailed = Jailed(process, group)
     try:
         if group is not None:
@@ -123,13 +148,13 @@ def start(
 def _popen(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603 - the jail's own command line
         command,
+        bufsize=0,
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={},
         cwd="/",
         start_new_session=True,
-        **options,
+        **{"stdout": subprocess.DEVNULL, **options},
     )
 
 
@@ -152,8 +177,9 @@ def _limited(limits: Mapping[int, int]) -> list[str]:
     return ["/usr/bin/prlimit", *(f"--{names[what]}={most}" for what, most in limits.items())]
 
 
-def _another_user(devices: Sequence[Path]) -> dict[str, Any]:
-    """Root starts nothing as root: bubblewrap reads files by the rights of who started it."""
+def another_user(devices: Sequence[Path] = ()) -> dict[str, Any]:
+    """Options of `subprocess.Popen`. Root starts nothing as root: bubblewrap reads files by the
+    rights of who started it."""
     if os.geteuid() != 0:
         return {}
     groups = {path.stat().st_gid for path in devices if path.exists()} - {0}

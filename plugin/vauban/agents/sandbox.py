@@ -1,4 +1,5 @@
-"""The sandbox: give it a program, get what it printed. Nothing runs but in a virtual machine."""
+"""The sandbox: give it a program, get what it printed. Nothing runs outside the isolation that was
+chosen at the start."""
 
 from __future__ import annotations
 
@@ -7,16 +8,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Self
 
 from vauban.agents import cgroup
 from vauban.agents.canary import check
 from vauban.agents.frames import Job, Result
-from vauban.agents.image import default_directory, load_image
+from vauban.agents.guests import Guest, Tier
 from vauban.agents.template import WARM_UP, cache_directory
-from vauban.agents.tiers import Tier, choose
-from vauban.agents.vm import Vm
+from vauban.agents.tiers import choose
 from vauban.errors import GuestFailed, NoIsolation, SandboxBusy
 from vauban.policy_sandbox import SandboxPolicy
 
@@ -29,17 +30,17 @@ class Pool:
     """Clones that have run one program already, so that their emulator has translated what every
     program needs. A thread keeps it full."""
 
-    def __init__(self, size: int, make: Callable[[], Vm]) -> None:
+    def __init__(self, size: int, make: Callable[[], Guest]) -> None:
         self._size = size
         self._make = make
-        self._ready: deque[Vm] = deque()
+        self._ready: deque[Guest] = deque()
         self._change = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._fill, name="vauban-pool", daemon=True)
         if size:
             self._thread.start()
 
-    def take(self) -> Vm | None:
+    def take(self) -> Guest | None:
         """One that is ready, or None."""
         with self._change:
             while self._ready:
@@ -93,14 +94,16 @@ class Sandbox:
     ) -> None:
         self.policy = policy
         cgroup.sweep()
-        self._image = load_image(policy.image or default_directory())
-        self.tier: Tier = choose(self._image, policy, cache or cache_directory())
+        self.tier: Tier = choose(policy, cache or cache_directory())
         self._slots = threading.Semaphore(policy.max_running)
         self._waiting = threading.Semaphore(policy.max_running + policy.max_waiting)
-        self._sessions: dict[str, Vm] = {}
+        self._sessions: dict[str, Guest] = {}
         self._lock = threading.Lock()
-        if canary:
-            check(self)
+        with ExitStack() as held:
+            held.callback(self.tier.close)
+            if canary:
+                check(self)
+            held.pop_all()
         self.pool = Pool(policy.pool, self._warm)
 
     def __enter__(self) -> Self:
@@ -109,7 +112,7 @@ class Sandbox:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def clone(self, policy: SandboxPolicy | None = None) -> Vm:
+    def clone(self, policy: SandboxPolicy | None = None) -> Guest:
         """A clone that has run nothing.
 
         :param policy: the limits of what it will run; default: those of the sandbox.
@@ -117,7 +120,7 @@ class Sandbox:
         """
         limits = policy or self.policy
         try:
-            return Vm.restore(self.tier.machine, self._image, limits, self.tier.snapshot)
+            return self.tier.start(limits)
         except OSError as error:  # such as: no more descriptors
             raise GuestFailed(f"no machine can be started: {error.strerror}") from None
 
@@ -150,8 +153,7 @@ class Sandbox:
         self.pool.close()
         for session in list(self._sessions):
             self.end_session(session)
-        self.tier.snapshot.close()
-        self._image.close()
+        self.tier.close()
 
     def _run(self, job: Job, session: str, started: float) -> Result:
         shared = bool(session) and self.policy.per == "session"
@@ -168,7 +170,7 @@ class Sandbox:
             if not kept:
                 vm.kill()
 
-    def _keep(self, session: str, vm: Vm) -> bool:
+    def _keep(self, session: str, vm: Guest) -> bool:
         """Keep a machine for the session's next program. A client that hangs up never ends its
         session, so the one that is unused longest makes room."""
         with self._lock:
@@ -181,7 +183,7 @@ class Sandbox:
             oldest.kill()
         return True
 
-    def _warm(self) -> Vm:
+    def _warm(self) -> Guest:
         vm = self.clone()
         try:
             vm.run(WARM_UP)

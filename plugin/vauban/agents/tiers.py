@@ -2,25 +2,27 @@
 
 `vm-hw`: a virtual machine by the processor's own means. That the device /dev/kvm is there, and even
 that it answers, says nothing: on some hosts no guest kernel comes up on it. So a guest is booted.
-`vm-tcg`: the same guest on an emulated processor, in the jail. Nothing else is implemented; without
-either, nothing runs. Plain processes of the host, containers that share its kernel, and Pyodide are
-no tiers at all.
+`vm-tcg`: the same guest on an emulated processor, in the jail. `gvisor`: only where the policy
+lowers the floor. Without any, nothing runs. Where the policy says so, a cluster is asked instead of
+all of these. Plain processes of the host, containers that share its kernel, and Pyodide are no
+tiers at all.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from vauban.agents import qemu
-from vauban.agents.image import Image
+from vauban.agents import gvisor, qemu
+from vauban.agents.guests import Tier
+from vauban.agents.image import Image, default_directory, load_image
 from vauban.agents.qemu import Machine
 from vauban.agents.template import is_private, template, template_key
-from vauban.agents.vm import Snapshot, Vm
-from vauban.errors import GuestFailed, NoIsolation
+from vauban.agents.vm import Vm
+from vauban.errors import GuestFailed, ImageError, NoIsolation
 from vauban.policy_sandbox import SandboxPolicy
 
 PROBE_S: Final = 5.0
@@ -28,41 +30,75 @@ VM_HW: Final = "vm-hw"
 VM_TCG: Final = "vm-tcg"
 
 
-@dataclass(frozen=True, slots=True)
-class Tier:
-    """An isolation that works here: its name, its machine, and a snapshot to start clones from.
-    `passed_over`: why each better one was not taken."""
-
-    name: str
-    machine: Machine
-    snapshot: Snapshot
-    passed_over: tuple[str, ...] = ()
-
-
-def choose(image: Image, policy: SandboxPolicy, cache: Path) -> Tier:
+def choose(policy: SandboxPolicy, cache: Path) -> Tier:
     """The best isolation that works.
 
-    :raises NoIsolation: none does; says why for each.
+    :param cache: directory for snapshots of virtual machines.
+    :raises ImageError: there is no image for a virtual machine, and nothing else is allowed.
+    :raises NoIsolation: none works; says why for each.
     """
+    if policy.runner == "kubernetes":
+        try:
+            from vauban.agents import pods
+        except ModuleNotFoundError as error:
+            raise NoIsolation(
+                f"{error.name} is missing; pip install 'vauban[kubernetes]'"
+            ) from None
+        return pods.tier(policy)
+    try:
+        return _machine(policy, cache)
+    except (ImageError, NoIsolation) as error:
+        if policy.floor == "vm":
+            raise
+        passed_over = (f"a virtual machine: {error}",)
+    try:
+        return gvisor.tier(policy, passed_over)
+    except NoIsolation as error:
+        refused = [*passed_over, f"gvisor: {error}"]
+    if policy.floor != "gvisor":
+        refused.append(f"{policy.floor}: not in this version of vauban")
+    raise NoIsolation("code can't be run in isolation here. " + "; ".join(refused))
+
+
+def _machine(policy: SandboxPolicy, cache: Path) -> Tier:
+    """Virtual machines, of the better kind that works."""
+    image = load_image(policy.image or default_directory())
     memory = policy.memory_mb << 20
     passed_over: list[str] = []
     hardware = Machine("kvm", memory)
-    refused = probe(hardware, image, policy, cache)
-    if not refused:
-        try:
-            return Tier(VM_HW, hardware, template(hardware, image, policy, cache))
-        except GuestFailed as error:
-            refused = str(error)
-    passed_over.append(f"{VM_HW}: {refused}")
-    emulated = Machine("tcg", memory)
-    try:
-        snapshot = template(emulated, image, policy, cache)
-        return Tier(VM_TCG, emulated, snapshot, tuple(passed_over))
-    except (GuestFailed, NoIsolation) as error:
-        passed_over.append(f"{VM_TCG}: {error}")
-    if policy.floor != "vm":
-        passed_over.append(f"{policy.floor}: not in this version of vauban")
-    raise NoIsolation("code can't be run in isolation here. " + "; ".join(passed_over))
+    with ExitStack() as held:
+        held.callback(image.close)
+        refused = probe(hardware, image, policy, cache)
+        for name, machine in ((VM_HW, hardware), (VM_TCG, Machine("tcg", memory))):
+            if name == VM_TCG or not refused:
+                try:
+                    tier = _clones(name, machine, image, policy, cache, tuple(passed_over))
+                    held.pop_all()
+                    return tier
+                except (GuestFailed, NoIsolation) as error:
+                    refused = str(error)
+            passed_over.append(f"{name}: {refused}")
+    raise NoIsolation("no virtual machine comes up here. " + "; ".join(passed_over))
+
+
+def _clones(
+    name: str,
+    machine: Machine,
+    image: Image,
+    policy: SandboxPolicy,
+    cache: Path,
+    passed_over: tuple[str, ...],
+) -> Tier:
+    snapshot = template(machine, image, policy, cache)
+
+    def start(limits: SandboxPolicy) -> Vm:
+        return Vm.restore(machine, image, limits, snapshot)
+
+    def close() -> None:
+        snapshot.close()
+        image.close()
+
+    return Tier(name, start, close, passed_over)
 
 
 def probe(machine: Machine, image: Image, policy: SandboxPolicy, cache: Path) -> str:

@@ -52,6 +52,7 @@ _NOTES: Final = {
     Reason.CPU_LIMIT: "processor time limit reached",
     Reason.MEMORY_LIMIT: "memory limit reached",
     Reason.OUTPUT_LIMIT: "output limit reached",
+    Reason.DISK_LIMIT: "the program and its files do not fit on the disk",
     Reason.GUEST_LOST: "the sandbox was lost",
 }
 Screen = Callable[[Segment], tuple[str, Verdict]]
@@ -242,7 +243,7 @@ def tool_app(
     tool = Tool(sandbox, screen, metrics, audit, policy.digest)
     server: MCPServer[None] = MCPServer(
         NAME,
-        instructions="Runs a Python program in a virtual machine of its own, without a network."
+        instructions="Runs a Python program in a sandbox of its own, without a network."
         " Only what it prints comes back; nothing is kept for the next call.",
         log_level="WARNING",
     )
@@ -312,9 +313,9 @@ def serve_tool(policy: Policy, credentials: str, host: str, port: int) -> None:
     with Sandbox(policy.sandbox) as sandbox:
         tier = sandbox.tier
         console.print(f"vauban: programs run in {tier.name}", highlight=False)
+        for line in tier.passed_over:
+            console.print(f"vauban: not {line}", highlight=False, markup=False, soft_wrap=True)
         if tier.name == VM_TCG:
-            for line in tier.passed_over:
-                console.print(f"vauban: not {line}", highlight=False, markup=False, soft_wrap=True)
             console.print("vauban: the processor is emulated: programs run some ten times slower")
         screen = OfflineScreen(policy)
         app = tool_app(sandbox, screen.read_one, AuditLog(policy.audit), policy, credentials, host)

@@ -9,16 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vauban.agents import jail, qemu
-from vauban.agents.frames import (
-    READY,
-    Job,
-    Reason,
-    Result,
-    job_frame,
-    max_answer_bytes,
-    read_result,
-    receive,
-)
+from vauban.agents.guests import Guest
 from vauban.agents.image import Image, seal
 from vauban.agents.qemu import Machine, Monitor, Wiring
 from vauban.errors import GuestFailed, NoIsolation
@@ -26,9 +17,6 @@ from vauban.policy_sandbox import SandboxPolicy
 
 BOOT_S: Final = 300.0
 MONITOR_S: Final = 30.0
-GRACE_S: Final = 5.0
-"""What a program may take beyond its time, for the start of a clone on a busy machine."""
-READY_BYTES: Final = 4096
 IDLE_CPU_S: Final = 300
 
 
@@ -45,21 +33,19 @@ class Snapshot:
         os.close(self.state)
 
 
-class Vm:
-    """A virtual machine that waits for programs. Not for several threads at once, except `kill`."""
+class Vm(Guest):
+    """A virtual machine that waits for programs."""
 
     def __init__(
         self, machine: Machine, image: Image, policy: SandboxPolicy, snapshot: Snapshot | None
     ) -> None:
-        self.tier = "vm-hw" if machine.accelerator == "kvm" else "vm-tcg"
-        self.started = time.monotonic()
-        self._policy = policy
-        self._memory = -1 if snapshot is not None else _new_memory(machine.memory_bytes)
-        memory = self._memory if snapshot is None else snapshot.memory
-        self._port, port = socket.socketpair()
+        own, port = socket.socketpair()
+        super().__init__("vm-hw" if machine.accelerator == "kvm" else "vm-tcg", policy, own)
         ours, monitor = socket.socketpair()
         ours.settimeout(MONITOR_S)
         self._monitor = Monitor(ours)
+        self._memory = -1 if snapshot is not None else _new_memory(machine.memory_bytes)
+        memory = self._memory if snapshot is None else snapshot.memory
         wiring = Wiring(memory, port.fileno(), monitor.fileno())
         inherited = (memory, port.fileno(), monitor.fileno(), *image.files.values())
         try:
@@ -70,7 +56,7 @@ class Vm:
                 descriptors=inherited,
                 devices=machine.devices,
             )
-        except NoIsolation:
+        except (NoIsolation, OSError):
             self._close()
             raise
         finally:
@@ -156,57 +142,11 @@ class Vm:
         """What limits the emulator: its control group, or resource limits only."""
         return self._jailed.limited_by
 
-    def prepare(self, deadline: float) -> None:
-        """Have the guest forget what ran before, and be ready for a program.
-
-        :raises TimeoutError: not by the deadline, on `time.monotonic`'s clock.
-        :raises GuestFailed: it does not answer rightly.
-        """
-        try:
-            self._port.settimeout(GRACE_S)
-            self._port.sendall(job_frame(None, self._policy))
-        except OSError:
-            raise GuestFailed("the guest takes nothing") from None
-        self._expect_ready(deadline)
-
-    def _expect_ready(self, deadline: float) -> None:
-        if receive(self._port, READY_BYTES, deadline) != READY:
-            raise GuestFailed("the guest does not greet as it should")
-
-    def run(self, job: Job, started: float | None = None) -> Result:
-        """Run a program and wait for it, at most its time and a little.
-
-        The guest is lost when it does not answer rightly; then it is killed, and the result says
-        so. :param started: when the caller began, on `time.monotonic`'s clock; default: now.
-        """
-        begun = time.monotonic() if started is None else started
-        deadline = time.monotonic() + self._policy.wall_s + GRACE_S
-        try:
-            self._port.settimeout(GRACE_S + self._policy.wall_s)
-            self._port.sendall(job_frame(job, self._policy))
-            fields = receive(self._port, max_answer_bytes(self._policy), deadline)
-            return read_result(fields, job, self._policy, self.tier, time.monotonic() - begun)
-        except TimeoutError:
-            reason = Reason.TIME_LIMIT
-        except (GuestFailed, OSError):
-            reason = Reason.GUEST_LOST
-        self.kill()
-        missing = dict.fromkeys(job.results, "Not taken out")
-        total_s = time.monotonic() - begun
-        return Result(self.tier, reason, 137, missing=missing, total_s=total_s)
-
     def kill(self) -> str:
-        """SIGKILL, at once and for good. What the emulator last complained of, for an error."""
-        stderr = self._jailed.process.stderr
-        said = b""
-        if stderr is not None and not stderr.closed:
-            self._jailed.process.kill()
-            os.set_blocking(stderr.fileno(), False)
-            said = stderr.read(4096) or b""
-        self._jailed.kill()
+        """SIGKILL. What the emulator last complained of, for an error."""
+        said = self._jailed.end()
         self._close()
-        last = said.decode(errors="replace").strip().splitlines()[-1:]
-        return f" ({last[0][:200]})" if last else ""
+        return said
 
     def _share_no_memory(self) -> None:
         capability = {"capability": "x-ignore-shared", "state": True}

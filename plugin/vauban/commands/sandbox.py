@@ -91,9 +91,10 @@ def status(policy_file: PolicyFile = None) -> None:
         console.print(f"tier: {sandbox.tier.name}", highlight=False)
         for line in sandbox.tier.passed_over:
             console.print(f"not {line}", highlight=False, markup=False, soft_wrap=True)
-        kind = cgroup.version()
-        limits = f"control group {kind}" if kind != "none" else "resource limits only"
-        console.print(f"emulator limited by: {limits}", highlight=False)
+        if policy.runner == "local":
+            kind = cgroup.version()
+            limits = f"control group {kind}" if kind != "none" else "resource limits only"
+            console.print(f"limited by: {limits}", highlight=False)
 
 
 @app.command()

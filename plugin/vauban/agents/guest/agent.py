@@ -23,6 +23,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    Limits = dict[str, Any]
+
 WORK = "/work"
 DISKS = ((WORK, "0700"), ("/tmp", "1777"), ("/dev/shm", "1777"))  # noqa: S108
 NOBODY = 65_534
@@ -49,8 +51,7 @@ SETTINGS = {
 HIDDEN = ("cmdline", "kallsyms", "iomem", "kcore", "sysrq-trigger")
 OPEN_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": WORK, "LANG": "C.UTF-8", "TMPDIR": "/tmp"}  # noqa: S108
-PREPARED: dict[str, Any] = {}
-"""The limits that the guest is prepared for."""
+NO_ROOM = {"out": "", "err": "", "reason": "disk_limit", "status": 126 << 8, "files": {}}
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -121,11 +122,54 @@ def set_up() -> None:
     write("/proc/self/oom_score_adj", "-1000")
 
 
-def prepare(limits: dict[str, Any]) -> None:
-    """Empty writable places and a new control group; what was there is gone."""
-    fresh_disks(limits["disk_bytes"])
-    new_group(limits)
-    PREPARED.update(limits)
+class Group:
+    """What holds a program with all its processes: here a control group."""
+
+    python = "/usr/bin/python3"
+
+    def __init__(self) -> None:
+        self.limits: Limits = {}
+
+    def prepare(self, limits: Limits) -> None:
+        """Empty writable places and a new control group; what was there is gone."""
+        fresh_disks(limits["disk_bytes"])
+        self.renew(limits)
+        self.limits = limits
+
+    def fit(self, limits: Limits) -> None:
+        """Prepare anew if what is there was made under other limits."""
+        if any(self.limits[name] != limits[name] for name in ("disk_bytes", "processes")):
+            self.prepare(limits)
+
+    def renew(self, limits: Limits) -> None:
+        """A control group for one program, with counters of its own."""
+        if os.path.exists(GROUP):
+            os.rmdir(GROUP)
+        os.mkdir(GROUP)
+        lines = read("/proc/meminfo").splitlines()
+        free_kb = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        write(f"{GROUP}/memory.max", str(max(free_kb * 1024 - RESERVE_BYTES, 16 << 20)))
+        write(f"{GROUP}/memory.oom.group", "1")
+        write(f"{GROUP}/pids.max", str(limits["processes"]))
+
+    def enter(self, limits: Limits) -> None:  # noqa: ARG002
+        write(f"{GROUP}/cgroup.procs", "0")
+
+    def ending(self, pid: int) -> int:
+        """A descriptor that is ready when the process has ended."""
+        return os.pidfd_open(pid)
+
+    def spent_s(self) -> float:
+        """Processor time of all the program's processes, in seconds."""
+        return int(read(f"{GROUP}/cpu.stat").split()[1]) / 1e6
+
+    def end(self, pid: int) -> int:
+        """Kill every process of the program; its own wait status."""
+        write(f"{GROUP}/cgroup.kill", "1")
+        return wait_for_all(pid)
+
+    def out_of_memory(self) -> bool:
+        return "oom_kill 0" not in read(f"{GROUP}/memory.events")
 
 
 def fresh_disks(limit_bytes: int) -> None:
@@ -144,22 +188,11 @@ def reseed(entropy: bytes) -> None:
     os.close(descriptor)
 
 
-def new_group(limits: dict[str, Any]) -> None:
-    """A control group for one program."""
-    if os.path.exists(GROUP):
-        os.rmdir(GROUP)
-    os.mkdir(GROUP)
-    lines = read("/proc/meminfo").splitlines()
-    free_kb = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    write(f"{GROUP}/memory.max", str(max(free_kb * 1024 - RESERVE_BYTES, 16 << 20)))
-    write(f"{GROUP}/memory.oom.group", "1")
-    write(f"{GROUP}/pids.max", str(limits["processes"]))
-
-
-def become_program(job: dict[str, Any], out: int, err: int) -> None:
+def become_program(job: dict[str, Any], out: int, err: int, group: Group) -> None:
     """The child: give up every right, then be the program. Never returns."""
     try:
-        write(f"{GROUP}/cgroup.procs", "0")
+        limits = job["limits"]
+        group.enter(limits)
         write("/proc/self/oom_score_adj", "1000")
         os.setsid()
         os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
@@ -167,7 +200,6 @@ def become_program(job: dict[str, Any], out: int, err: int) -> None:
         os.dup2(err, 2)
         os.closerange(3, 256)
         os.chdir(WORK)
-        limits = job["limits"]
         for what, most in (
             (resource.RLIMIT_CPU, limits["cpu_s"]),
             (resource.RLIMIT_FSIZE, limits["file_bytes"]),
@@ -176,30 +208,28 @@ def become_program(job: dict[str, Any], out: int, err: int) -> None:
             (resource.RLIMIT_MEMLOCK, 0),
         ):
             resource.setrlimit(what, (most, most))
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
         LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         os.umask(0o077)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
-        os.execve("/usr/bin/python3", ["python3", "-B", job["program"]], ENVIRONMENT)  # noqa: S606
+        os.execve(group.python, ["python3", "-B", job["program"]], ENVIRONMENT)  # noqa: S606
     finally:
         os._exit(126)
 
 
-def spent_s() -> float:
-    """Processor time of all the program's processes, in seconds."""
-    return int(read(f"{GROUP}/cpu.stat").split()[1]) / 1e6
-
-
-def watch(pid: int, pipes: dict[int, bytearray], captured: Captured, job: dict[str, Any]) -> None:
+def watch(
+    pid: int, pipes: dict[int, bytearray], captured: Captured, limits: Limits, group: Group
+) -> None:
     """Collect the output until the program ends or is over a limit."""
-    ended = os.pidfd_open(pid)
+    ended = group.ending(pid)
     poll = select.poll()
     for descriptor in (*pipes, ended):
         poll.register(descriptor, select.POLLIN)
-    deadline = time.monotonic() + job["limits"]["wall_s"]
+    deadline = time.monotonic() + limits["wall_s"]
     while captured.reason == "exited":
         ready = {descriptor for descriptor, _ in poll.poll(TICK_MS)}
         for descriptor in ready & pipes.keys():
@@ -209,14 +239,13 @@ def watch(pid: int, pipes: dict[int, bytearray], captured: Captured, job: dict[s
             break
         if time.monotonic() > deadline:
             captured.reason = "time_limit"
-        elif spent_s() > job["limits"]["cpu_s"]:
+        elif group.spent_s() > limits["cpu_s"]:
             captured.reason = "cpu_limit"
     os.close(ended)
 
 
-def end_all(pid: int) -> int:
-    """Kill every process of the program; its own wait status."""
-    write(f"{GROUP}/cgroup.kill", "1")
+def wait_for_all(pid: int) -> int:
+    """Wait until no process is left; the wait status of one of them."""
     own = 0
     try:
         while True:
@@ -227,28 +256,31 @@ def end_all(pid: int) -> int:
         return own
 
 
-def run(job: dict[str, Any]) -> dict[str, Any]:
+def run(job: dict[str, Any], group: Group) -> dict[str, Any]:
     """Run the program of a frame; the answer's fields."""
     limits = job["limits"]
-    if any(PREPARED[name] != limits[name] for name in ("disk_bytes", "processes")):
-        prepare(limits)  # the snapshot was made under other limits
-    for name, data in job["files"].items():
-        put(name, binascii.a2b_base64(data))
-    if spent_s():
-        new_group(limits)  # one before it in the same session; its counters are not this one's
+    group.fit(limits)
+    try:
+        for name, data in job["files"].items():
+            put(name, binascii.a2b_base64(data))
+    except OSError:
+        missing = dict.fromkeys(job["results"], "Not made")
+        return NO_ROOM | {"wall_s": 0, "cpu_s": 0, "missing": missing}
+    if group.spent_s():
+        group.renew(limits)  # one before it in the same session; its counters are not this one's
     out, err = os.pipe(), os.pipe()
     started = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        become_program(job, out[1], err[1])
+        become_program(job, out[1], err[1], group)
     captured = Captured(limits["output_bytes"])
     pipes = {out[0]: captured.out, err[0]: captured.err}
     for read_end, write_end in (out, err):
         os.close(write_end)
         os.set_blocking(read_end, False)
-    watch(pid, pipes, captured, job)
-    status = end_all(pid)
-    wall_s, cpu_s = time.monotonic() - started, spent_s()
+    watch(pid, pipes, captured, limits, group)
+    status = group.end(pid)
+    wall_s, cpu_s = time.monotonic() - started, group.spent_s()
     for descriptor, into in pipes.items():
         while captured.room and select.select([descriptor], [], [], 0)[0]:
             if not captured.take(descriptor, into):
@@ -258,7 +290,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     return {
         "out": encoded(captured.out),
         "err": encoded(captured.err),
-        "reason": reason(captured.reason, status, cpu_s, limits["cpu_s"]),
+        "reason": reason(captured.reason, status, cpu_s, limits["cpu_s"], group),
         "status": status,
         "wall_s": wall_s,
         "cpu_s": cpu_s,
@@ -267,9 +299,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def reason(known: str, status: int, cpu_s: float, most_cpu_s: int) -> str:
+def reason(known: str, status: int, cpu_s: float, most_cpu_s: int, group: Group) -> str:
     """Why the program ended, as far as its wait status and the kernel's counters tell."""
-    if "oom_kill 0" not in read(f"{GROUP}/memory.events"):
+    if group.out_of_memory():
         return "memory_limit"
     if known != "exited" or not os.WIFSIGNALED(status):
         return known
@@ -350,6 +382,7 @@ def open_port() -> int:
 def main() -> None:
     port = open_port()
     set_up()
+    group = Group()
     write_frame(port, {"ready": True})
     while True:
         (length,) = struct.unpack(">I", read_exactly(port, 4))
@@ -357,10 +390,10 @@ def main() -> None:
         reseed(binascii.a2b_base64(job["entropy"]))
         time.clock_settime_ns(time.CLOCK_REALTIME, job["time_ns"])
         if job["prepare"]:
-            prepare(job["limits"])
+            group.prepare(job["limits"])
             write_frame(port, {"ready": True})
         else:
-            write_frame(port, run(job))
+            write_frame(port, run(job, group))
 
 
 if __name__ == "__main__":
