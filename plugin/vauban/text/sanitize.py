@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -27,11 +27,11 @@ from vauban.text.json_strings import JsonStrings
 from vauban.text.overlap import GROUP, Overlap, spans_of, words_of
 from vauban.text.passages import MAX_WORD_CHARS, WORD_CHARS, Passage, Passages
 from vauban.text.pii import Entity, Pii, PiiReader
-from vauban.text.quiet import LOOK_AHEAD_CHARS, first_notable
+from vauban.text.quiet import LOOK_AHEAD_CHARS, first_notable, notable_words
 
 MAX_TICKS: Final = 64
 BLOCK_CHARS: Final = 768
-_FOLDED_CHARS: Final = 512
+_LOOK_CHARS: Final = 3_072
 _HISTORY_CHARS: Final = 160
 _STEP_CHARS: Final = 64
 
@@ -61,6 +61,8 @@ class Sanitizer:
         self.actions: dict[str, str] = {name: getattr(policy, name) for name in OUTPUT_DETECTORS}
         looked_for = (*policy.canaries, *canaries) if self.actions["canary"] != "off" else ()
         self.canaries = canary.spellings(looked_for)
+        self.canary_chars = max(map(len, self.canaries), default=1)
+        self.canary_ends = re.compile("|".join(sorted({c[-3:] for c in self.canaries})))
         texts = operator_texts if self.actions["prompt"] != "off" else ()
         self.overlap = Overlap(texts, policy.prompt_words)
         self.pii = pii
@@ -119,6 +121,8 @@ class Stream:
         self._pii = PiiReader(rules.pii) if rules.pii is not None else None
         self._buffer = ""
         self._base = self._read_to = 0  # where in the channel the buffer begins
+        self._looked_to = 0  # up to here the words that have to be read are known
+        self._notable: deque[int] = deque()
         self._floor = 0  # retroactive cuts begin here at the earliest
         self._said: list[tuple[str, int]] = []  # the last words of a group, and where they begin
         self._run = 0
@@ -217,20 +221,32 @@ class Stream:
         while len(buffer) - start > BLOCK_CHARS + LOOK_AHEAD_CHARS and not self._json:
             if self._run or not self._passages.may_skip or self._identifies:
                 return start, _STEP_CHARS
-            block = buffer[start : start + BLOCK_CHARS].rstrip(_TRAILING)
-            end = start + len(block)
+            if self._base + start >= self._looked_to and not self._look(buffer, start):
+                return start, BLOCK_CHARS
+            while self._notable and self._notable[0] < self._base + start:
+                self._notable.popleft()
+            end = (self._notable[0] if self._notable else self._looked_to) - self._base
             stop = first_notable(buffer, start, end, in_code=self._passages.in_code)
             if self._pii is not None:
                 stop = self._pii.first(buffer, start, stop)
             text = buffer[start:stop]
-            if not text or not self._pass_over(text, start):
-                return start, _STEP_CHARS if not text else len(block) or BLOCK_CHARS
+            if not text:
+                return start, 1
+            if not self._pass_over(text, start):
+                return start, min(len(text), BLOCK_CHARS)
             self._passages.skip(text)
             start = stop
             self._floor = max(self._floor, self._base + start - self._hold)
-            if stop < end:
-                return start, _STEP_CHARS
         return start, BLOCK_CHARS
+
+    def _look(self, buffer: str, start: int) -> bool:
+        """Find the notable words of the next block; False when it is all one word."""
+        stop = min(start + _LOOK_CHARS, len(buffer) - LOOK_AHEAD_CHARS)
+        end = start + len(buffer[start:stop].rstrip(_TRAILING))
+        self._looked_to = self._base + end
+        places = notable_words(buffer, start, end)
+        self._notable = deque(self._base + at for at in places)
+        return end > start
 
     def _pass_over(self, text: str, start: int) -> bool:
         """Whether neither a canary nor the operator's words are in a text, which then is read."""
@@ -238,25 +254,30 @@ class Stream:
         folded = self._folded
         if rules.canaries:
             folded += canary.folded(text)
-            if any(spelling in folded for spelling in rules.canaries):
-                return False
+            for spelling in rules.canaries:
+                if spelling in folded:
+                    return False
         if rules.overlap:
-            words = [word for word, _ in self._said] + words_of(text)
-            if rules.overlap.touches(words):
+            words = words_of(text)
+            if rules.overlap.touches([word for word, _ in self._said] + words):
                 return False
-            # Nothing that begins before the last `hold_back` characters can be taken out.
-            first = max(0, len(text) - self._hold)
-            begins = [at for _, at in spans_of(text[first:])]
-            places = [0] * GROUP + [self._base + start + first + at for at in begins]
-            self._said = list(zip(words, places[-len(words) :], strict=False))[1 - GROUP :]
-        self._folded = folded[-_FOLDED_CHARS:]
+            if len(words) < GROUP or words[-1] in rules.overlap.words:
+                # Nothing that begins before the last `hold_back` characters can be taken out.
+                first = max(0, len(text) - self._hold)
+                begins = [self._base + start + first + at for _, at in spans_of(text[first:])]
+                places = [*[0] * len(words), *begins][-len(words) :]
+                said = self._said + list(zip(words, places, strict=True))
+                self._said = said[1 - GROUP :]
+            else:
+                self._said = []
+        self._folded = folded[-rules.canary_chars :]
         return True
 
     def _step(self, buffer: str, a: int, b: int, *, is_word: bool) -> None:
         start, end = self._base + a, self._base + b
         floor = start - self._hold
         if floor > self._floor:
-            self._floor = max(self._floor, min(floor, self._open(floor)))
+            self._floor = max(self._floor, self._open(floor))
         if self._pii is not None:
             self._identified(self._pii.unit(buffer, self._base, a, b, is_word=is_word))
         for passage in self._passages.unit(buffer, a, b, is_word=is_word):
@@ -296,16 +317,21 @@ class Stream:
         return self._run >= self._rules.overlap.run_words
 
     def _follow(self, unit: str, start: int, end: int) -> None:
-        for word, at in spans_of(unit):
+        overlap = self._rules.overlap
+        plain = unit.isascii() and unit.isalnum()
+        for word, at in [(unit.lower(), 0)] if plain else spans_of(unit):
+            if word not in overlap.words:
+                self._run, self._said = 0, []
+                continue
             recent = [*self._said, (word, start + at)]
             self._said = recent[1 - GROUP :]
-            if tuple(word for word, _ in recent[-GROUP:]) not in self._rules.overlap.groups:
+            if tuple(word for word, _ in recent) not in overlap.groups:
                 self._run = 0
                 continue
             if not self._run:
-                self._run, self._run_from = GROUP - 1, recent[-GROUP][1]
+                self._run, self._run_from = GROUP - 1, recent[0][1]
             self._run += 1
-            if self._run == self._rules.overlap.run_words:
+            if self._run == overlap.run_words:
                 self._count("prompt", 1)
                 self._take("prompt", self._run_from, end)
             elif self._leaking:
@@ -313,12 +339,12 @@ class Stream:
             self._run_to = end
 
     def _listen(self, buffer: str, a: int, b: int) -> None:
+        rules = self._rules
         new = canary.folded(buffer[a:b])
-        self._folded = (self._folded + new)[-max(_FOLDED_CHARS, len(new)) :]
-        ending = self._folded[-len(new) - 2 :] if new else ""
-        for spelling in self._rules.canaries:
-            if spelling[-3:] not in ending:
-                continue
+        self._folded = (self._folded + new)[-rules.canary_chars - len(new) :]
+        if not rules.canary_ends.search(self._folded, max(0, len(self._folded) - len(new) - 2)):
+            return
+        for spelling in rules.canaries:
             at = self._folded.find(spelling, max(0, len(self._folded) - len(new) - len(spelling)))
             if at < 0:
                 continue
