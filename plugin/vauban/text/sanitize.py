@@ -33,7 +33,6 @@ MAX_TICKS: Final = 64
 BLOCK_CHARS: Final = 768
 _LOOK_CHARS: Final = 3_072
 _HISTORY_CHARS: Final = 160
-_STEP_CHARS: Final = 64
 
 _WORD = rf"([{WORD_CHARS}]{{1,{MAX_WORD_CHARS}}})"
 _UNIT = re.compile(rf"{_WORD}|`{{1,{MAX_TICKS}}}|!\[?|[<>]|[^\x00-\x7f]")
@@ -182,18 +181,23 @@ class Stream:
         while not self.stopped and at < len(buffer):
             quiet_to, step = self._skip_quiet(buffer, at)
             at = self._read_units(buffer, quiet_to, quiet_to + step, final=final)
-            self._read_to = self._base + at if not self.stopped else self._read_to
+            if self.stopped:
+                return
+            self._read_to = self._base + at
             if at < min(quiet_to + step, len(buffer)):
                 return  # a unit at the end is not complete
 
     def _read_units(self, buffer: str, start: int, stop: int, *, final: bool) -> int:
-        """Read from `start` to the first unit at or after `stop`; returns how far it came."""
+        """Read from `start` on, beyond `stop` until something may be skipped; returns how far it
+        came."""
         end = len(buffer)
         last = start
         gap = self._passages.gap
         for found in self._unit.finditer(buffer, start):
             a, b = found.span()
-            if a >= stop or (b == end and not final and self._may_grow(found)):
+            if (a >= stop and self._may_skip) or (
+                b == end and not final and self._may_grow(found)
+            ):
                 end = a
                 break
             if last < a:
@@ -219,8 +223,8 @@ class Stream:
         """Pass over text in which no rule could find anything; the result is as if it had been
         read unit by unit. Gives where it came to, and how much to read before it is tried again."""
         while len(buffer) - start > BLOCK_CHARS + LOOK_AHEAD_CHARS and not self._json:
-            if self._run or not self._passages.may_skip or self._identifies:
-                return start, _STEP_CHARS
+            if not self._may_skip:
+                return start, 1
             if self._base + start >= self._looked_to and not self._look(buffer, start):
                 return start, BLOCK_CHARS
             while self._notable and self._notable[0] < self._base + start:
@@ -238,6 +242,10 @@ class Stream:
             start = stop
             self._floor = max(self._floor, self._base + start - self._hold)
         return start, BLOCK_CHARS
+
+    @property
+    def _may_skip(self) -> bool:
+        return not self._run and self._passages.may_skip and not self._identifies
 
     def _look(self, buffer: str, start: int) -> bool:
         """Find the notable words of the next block; False when it is all one word."""
