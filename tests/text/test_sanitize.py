@@ -119,6 +119,14 @@ def test_what_is_passed_over_changes_nothing(text: str, cuts: list[int], operato
         assert stream.findings == one.findings
 
 
+@pytest.mark.parametrize("more", range(0, 900, 60))
+def test_a_leak_that_begins_behind_what_is_passed_over(more: int) -> None:
+    text = "some more words and the river " * (60 + more % 7) + "x" * (more % 60) + PROMPT
+    text += " and so on" * 200
+    rules = make(prompt_words=10)
+    assert said(rules, [text])[0] == said(rules, list(text))[0]
+
+
 @given(text=st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=126), max_size=400))
 def test_with_all_off_nothing_changes(text: str) -> None:
     rules = Sanitizer(OutputPolicy(**dict.fromkeys(OUTPUT_DETECTORS, "off")))

@@ -10,6 +10,7 @@ marks. Both are looked for in a whole block at once, and only words that have on
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
@@ -17,6 +18,7 @@ from vauban.text import links, secret_rules
 from vauban.text.passages import LOOK_BACK_CHARS, MAX_WORD_CHARS, WORD_CHARS
 
 LOOK_AHEAD_CHARS: Final = 128
+_BLOCK_CHARS: Final = 3_072
 _MAX_SPAN_CHARS: Final = 100
 _WORD = rf"[{WORD_CHARS}]"
 # It begins with a set, because `re` passes quickly over what is not in one.
@@ -27,8 +29,10 @@ _SIGN = re.compile(
 )
 _DEFINITION_BEFORE = re.compile(r"\]:?\s{0,8}<?\Z")
 _RUNS = re.compile(r"(?i:script:|data:(?:text/html|image/svg|application/))")
+_LONG_WORD = re.compile(rf"{_WORD}{{{secret_rules.MIN_WORD_CHARS},}}|//")
 _DIGIT = re.compile(r"[0-9]")
 _REST_OF_WORD = re.compile(rf"{_WORD}*")
+_TRAILING = "".join(c for c in map(chr, range(33, 127)) if re.match(f"[{WORD_CHARS}`!<\\]]", c))
 _WORD_LETTERS = "".join(c for c in map(chr, range(33, 127)) if re.match(_WORD, c))
 
 # A word without so long a run, and without one of the marks, is plain.
@@ -68,15 +72,41 @@ def first_notable(buffer: str, start: int, end: int, *, in_code: bool) -> int:
     return end
 
 
+class NotableWords:
+    """The words of a text that have to be read, found block by block as the reader goes on."""
+
+    def __init__(self) -> None:
+        self._known_to = 0
+        self._places: deque[int] = deque()
+
+    def next(self, buffer: str, base: int, start: int) -> int | None:
+        """Where in the buffer, which begins at `base`, the first of them stands from `start` on,
+        or up to where there is none; None: the block is all one word."""
+        if base + start >= self._known_to:
+            stop = min(start + _BLOCK_CHARS, len(buffer) - LOOK_AHEAD_CHARS)
+            end = start + len(buffer[start:stop].rstrip(_TRAILING))
+            if end == start:
+                return None
+            self._known_to = base + end
+            self._places = deque(base + at for at in notable_words(buffer, start, end))
+        while self._places and self._places[0] < base + start:
+            self._places.popleft()
+        return (self._places[0] if self._places else self._known_to) - base
+
+
 def notable_words(buffer: str, start: int, end: int) -> list[int]:
     """Where the words of `buffer[start:end]` begin that have to be read, in order.
 
     No word goes over `start` or `end`, and none has `MAX_WORD_CHARS`.
     """
     text = buffer[start:end]
+    before = buffer[max(0, start - secret_rules.CONTEXT_CHARS) : end]
+    suspects = set(_suspects(text.encode("ascii", "replace")))
+    if not before.isascii() and secret_rules.BEYOND_ASCII.search(before):
+        suspects.update(found.start() for found in _LONG_WORD.finditer(text))
     places = []
     last = 0
-    for at in sorted(_suspects(text.encode("ascii", "replace"))):
+    for at in sorted(suspects):
         if at < last:
             continue
         a = start + len(text[:at].rstrip(_WORD_LETTERS))

@@ -38,6 +38,8 @@ _YOUNGER: Final = (
     r"npm_[A-Za-z0-9]{36}",
     r"vbn_[a-z0-9]{12}_[\w-]{30,}",
 )
+BEYOND_ASCII: Final = re.compile("(?i)xox|slack|cloudant|[\u0130\u0131\u017f\u212a]")
+"""Beside letters that are not ASCII this may make a rule heed a word that has nothing else."""
 RUN_CHARS: Final = r"[A-Za-z0-9+/_=-]"
 MIN_RUN_CHARS: Final = 20
 """So many of `RUN_CHARS` in a row are in each word that a rule heeds, if it has none of what
@@ -67,6 +69,7 @@ _SECRET_NAMES: Final = (
 _DRAWN = re.compile(rf"{RUN_CHARS}{{{MIN_RUN_CHARS},}}")
 _HEX = re.compile(r"[0-9a-fA-F]+")
 _DIGITS = re.compile(r"\d")
+_MIN_NAMED_CHARS = 24
 _MIN_BITS = 3.6
 _MIN_HEX_BITS = 3.0
 _MIN_HEX_CHARS = 32
@@ -121,6 +124,8 @@ def named_start(text: str, start: int, end: int) -> int | None:
     """The same by the rules that read what stands before the word."""
     first = max(0, start - CONTEXT_CHARS)
     low = text[first:end].lower()
+    if end - start < _MIN_NAMED_CHARS and "xox" not in low and low.isascii():
+        return None
     for name in _NAMES:
         if name in low and _ASSIGNED.search(text, first, end):
             return _found(_rules()[1], text, first, start, end)

@@ -149,7 +149,9 @@ class ChoicesEditor(ProtocolEditor):
             return (event,)
         for part in choices:
             index = part.get("index", 0)
-            choice = self._choices.setdefault(index, _Choice(self.channels, index))
+            choice = self._choices.get(index)
+            if choice is None:
+                choice = self._choices[index] = _Choice(self.channels, index)
             choice.edit(part)
             if self.ended_by(choice.ended_by):
                 self._last = (event, part)
