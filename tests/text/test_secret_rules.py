@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vauban.text import secret_rules
+from vauban.text.quiet import notable_words
 from vauban.text.secret_rules import drawn_span, is_named, secret_start
 
 LETTERS = "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hJ6lM9nP2qR5tU8wX1zA4cD7fG0iK3"
@@ -74,3 +78,28 @@ def test_the_names_are_needed_by_all_rules_that_do_not_heed_case() -> None:
     for name in secret_rules._NAMES:
         assert name in others.pattern
     assert not others.search(f"a {HEX} b {LETTERS} c")
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_what_a_rule_can_find_is_never_passed_over(data: st.DataObject) -> None:
+    rule = data.draw(st.sampled_from(_single_rules()))
+    found = data.draw(st.from_regex(rule))
+    text = f"{found} and so on"
+    words = [one.span() for one in re.finditer(r"[A-Za-z0-9_\-+/=.~:%@?&#$*^]{16,}", text)]
+    notable = set(notable_words(text, 0, len(text)))
+    for a, b in words:
+        first = max(0, a - secret_rules.CONTEXT_CHARS)
+        near = max(0, a - 1)
+        heeded = any(
+            secret_rules._found(one, text, at, a, b) is not None
+            for one, at in zip(secret_rules._rules(), (near, first), strict=True)
+        )
+        assert (secret_start(text, a, b) is not None) == heeded
+        assert not heeded or a in notable
+
+
+def _single_rules() -> list[re.Pattern[str]]:
+    modules = [import_module(f"detect_secrets.plugins.{n}") for n in secret_rules._PLUGINS]
+    rules = [rule for module in modules for rule in secret_rules._denylist(module)]
+    return [*rules, *map(re.compile, secret_rules._YOUNGER)]

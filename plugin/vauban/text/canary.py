@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -38,6 +39,11 @@ def spellings(canaries: Iterable[str]) -> tuple[str, ...]:
             spelled += [folded(_core(text, shift)) for shift in range(3)]
         found |= {spelling: None for spelling in spelled if len(spelling) >= MIN_CHARS}
     return tuple(found)
+
+
+def ends_of(spellings: Iterable[str]) -> re.Pattern[str]:
+    """Finds the last three characters of any of them: it is quick to see that none ends."""
+    return re.compile("|".join(sorted({spelling[-3:] for spelling in spellings})))
 
 
 def _core(raw: bytes, shift: int) -> str:

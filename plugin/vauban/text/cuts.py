@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import chain
+from operator import attrgetter
+
+_end = attrgetter("end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +40,12 @@ class Cuts:
         self.open.append(Cut(start, end, detector, mark))
 
     def after(self, released: int) -> list[Cut]:
-        return [cut for cut in self.open if cut.end > released]
+        gone = bisect_right(self.open, released, key=_end)
+        return self.open[gone:]
 
     def forget(self, released: int) -> None:
         """Nothing before that can be taken out any more."""
-        gone = sum(cut.end <= released for cut in self.open[:-1])
+        gone = bisect_right(self.open[:-1], released, key=_end)
         self.past += self.open[:gone]
         del self.open[:gone]
 

@@ -14,7 +14,9 @@ from typing import Final
 GROUP: Final = 4
 _GROUP_KNOWN = bytes([True] * GROUP)
 _WORD = re.compile(r"[0-9A-Za-z]+|[^\x00-\x7f]")
-_PLAIN = "".join(chr(n).lower() if chr(n).isalnum() else " " for n in range(128))
+_PLAIN = bytes(
+    ord(chr(n).lower()) if n < 128 and chr(n).isalnum() else ord(" ") for n in range(256)
+)
 
 Group = tuple[str, str, str, str]
 
@@ -23,7 +25,7 @@ def words_of(text: str) -> list[str]:
     """The words that count: runs of ASCII letters and digits, and each other character beyond
     ASCII."""
     if text.isascii():
-        return text.translate(_PLAIN).split()
+        return text.encode().translate(_PLAIN).decode().split()
     return [word.lower() for word in _WORD.findall(text)]
 
 
@@ -46,19 +48,25 @@ class Overlap:
 
     def __init__(self, texts: Iterable[str], run_words: int) -> None:
         self.groups: set[Group] = set()
-        self._words: set[str] = set()
+        self.words: set[str] = set()
+        self._rare: set[str] = set()  # each group has one of them
         self.run_words = run_words
         for text in texts:
             words = words_of(text)
             if len(words) >= 2 * GROUP:
                 self.groups.update(groups_of(words))
-                self._words.update(words)
+                self.words.update(words)
                 self.run_words = min(self.run_words, len(words))
+        for group in sorted(self.groups):
+            if self._rare.isdisjoint(group):
+                self._rare.add(max(group, key=len))  # long words are rarer
 
     def __bool__(self) -> bool:
         return bool(self.groups)
 
     def touches(self, words: list[str]) -> bool:
         """Whether any group of these words is one of the operator's."""
-        known = bytes(map(self._words.__contains__, words))
+        if self._rare.isdisjoint(words):
+            return False
+        known = bytes(map(self.words.__contains__, words))
         return _GROUP_KNOWN in known and not self.groups.isdisjoint(groups_of(words))

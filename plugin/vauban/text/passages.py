@@ -20,6 +20,11 @@ from vauban.text import links, secret_rules
 WORD_CHARS: Final = r"A-Za-z0-9_\-+/=.~:%@?&#$*^"
 LOOK_BACK_CHARS: Final = 96
 MAX_WORD_CHARS: Final = 4_096
+MAX_TICKS: Final = 64
+_WORD = rf"([{WORD_CHARS}]{{1,{MAX_WORD_CHARS}}})"
+UNIT: Final = re.compile(rf"{_WORD}|`{{1,{MAX_TICKS}}}|!\[?|[<>]|[^\x00-\x7f]")
+"""A word is its first group."""
+JSON_UNIT: Final = re.compile(rf"{_WORD}|\\(?:u[0-9a-fA-F]{{4}}|[^u])|[^\x00-\x7f]")
 MAX_MARKUP_CHARS: Final = 2_048
 """A tag, or the words of a picture, longer than that is taken to be none."""
 _MAX_SPAN_CHARS = 160
@@ -119,7 +124,7 @@ class Passages:
 
     def gap(self, text: str) -> None:
         """Characters between two units."""
-        if not text:
+        if not text or text == " ":  # a blank changes nothing
             return
         if self._key_to is not None and text.strip(" \t\r\n\\"):
             self._key_to = None
@@ -133,11 +138,9 @@ class Passages:
             self._fence, self._closing = 0, False
         self._info_line = False
         self._span_broken = self._span is not None
-        lines = text.split("\n")
-        blank = any(not line.strip(" \t\r") for line in lines[1:-1])
-        if blank or (self._after_newline and not first_line.strip(" \t\r")):
+        if self._html and _BLANK_LINE.search("\n" + text if self._after_newline else text):
             self._html = False
-        self._after_newline = not lines[-1].strip(" \t\r")
+        self._after_newline = not text.rpartition("\n")[2].strip(" \t\r")
 
     def unit(self, buffer: str, a: int, b: int, *, is_word: bool) -> list[Passage]:
         """The next unit, `buffer[a:b]`; what was found in it or became certain by it.

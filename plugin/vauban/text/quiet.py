@@ -2,119 +2,156 @@
 
 In a text where nothing is open (`Passages.may_skip`), all other units are passed over without a
 finding, and change nothing of what `Passages` remembers but what `Passages.skip` says.
+
+A word can only be heeded for a long run of the characters of credentials, or for one of a few
+marks. Both are looked for in a whole block at once, and only words that have one are judged.
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
+from collections.abc import Iterator
 from typing import Final
 
 from vauban.text import links, secret_rules
 from vauban.text.passages import LOOK_BACK_CHARS, MAX_WORD_CHARS, WORD_CHARS
 
 LOOK_AHEAD_CHARS: Final = 128
+_BLOCK_CHARS: Final = 3_072
 _MAX_SPAN_CHARS: Final = 100
-_QUIET_WORD_CHARS: Final = secret_rules.MIN_WORD_CHARS - 1
 _WORD = rf"[{WORD_CHARS}]"
-_RUNNING = r"(?i:script:|data:(?:text/html|image/svg|application/))"
-_CANDIDATE = re.compile(
-    rf"(?P<word>{_WORD}{{{secret_rules.MIN_WORD_CHARS},}})|(?P<tag><[A-Za-z/?!])|(?P<short>//|-----)"
-    rf"|(?P<span>`(?=[^`\n<!]{{1,{_MAX_SPAN_CHARS}}}`(?!`)))|(?P<ticks>`{{1,64}})"
-    rf"|!\[|\]:\s{{0,8}}<?[A-Za-z0-9+.\-]{{1,16}}:|{_RUNNING}"
+# It begins with a set, because `re` passes quickly over what is not in one.
+_SIGN = re.compile(
+    r"[<`!\]](?:(?P<tag>(?<=<)[A-Za-z/?!])|(?<=!)\["
+    rf"|(?P<span>(?<=`)[^`\n<!]{{1,{_MAX_SPAN_CHARS}}}`(?!`))|(?P<ticks>(?<=`)`{{0,63}})"
+    r"|(?<=\]):\s{0,8}<?(?:[A-Za-z0-9+.\-]{1,16}:|//))"
 )
 _DEFINITION_BEFORE = re.compile(r"\]:?\s{0,8}<?\Z")
-_RUNS = re.compile(_RUNNING)
+_RUNS = re.compile(r"(?i:script:|data:(?:text/html|image/svg|application/))")
+_LONG_WORD = re.compile(rf"{_WORD}{{{secret_rules.MIN_WORD_CHARS},}}|//")
+_DIGIT = re.compile(r"[0-9]")
 _REST_OF_WORD = re.compile(rf"{_WORD}*")
+_TRAILING = "".join(c for c in map(chr, range(33, 127)) if re.match(f"[{WORD_CHARS}`!<\\]]", c))
 _WORD_LETTERS = "".join(c for c in map(chr, range(33, 127)) if re.match(_WORD, c))
-# Text without these, and without long words, has nothing in it that is a candidate.
-_SIGNS = ("<", "`", "![", "//", "]:", "-----")
-_SCHEMES = ("script:", "data:")
-_CACHED_WORDS: Final = 8_192
-_CACHED_CHARS: Final = 80
-_plain_words: dict[int, bool] = {}
+
+# A word without so long a run, and without one of the marks, is plain.
+_RUN: Final = b"x" * secret_rules.MIN_RUN_CHARS
+_RUN_CLASSES: Final = bytes(
+    ord("x") if re.match(secret_rules.RUN_CHARS, chr(n)) else 0 for n in range(256)
+)
+_SMALL_MARKS: Final = (
+    b"script:", b"data:text/html", b"data:image/svg", b"data:application/", b"key-----",
+    b"block-----", *(mark.lower().encode() for mark in secret_rules.SHORT_MARKS),
+)  # fmt: skip
+_SHORT_KEY = re.compile(secret_rules.SHORT_KEY.encode())
+_IN_LINKS = re.compile(rb"[%+@]")
 
 
 def first_notable(buffer: str, start: int, end: int, *, in_code: bool) -> int:
-    """Where the first unit of `buffer[start:end]` begins that has to be read; `end` if none has.
+    """Where the first sign in `buffer[start:end]` stands that has to be read; `end` if none has.
 
-    No word goes over `start` or `end`, and `LOOK_AHEAD_CHARS` stand behind.
+    At `end` a word ends or begins, and `LOOK_AHEAD_CHARS` stand behind. A code span that goes over
+    it has to be read.
 
     :param in_code: inside a fenced block, where tags and short runs of backticks mean nothing.
     """
     if _DEFINITION_BEFORE.search(buffer, max(0, start - 12), start):
         return start
-    if _is_silent(buffer[start : end + 1]):
-        return end
-    span, span_to = -1, -1  # the last code span within a line, and its closing backtick
-    for found in _CANDIDATE.finditer(buffer, start, end + LOOK_AHEAD_CHARS):
-        at, kind = found.start(), found.lastgroup
+    for found in _SIGN.finditer(buffer, start, end + LOOK_AHEAD_CHARS):
+        at, after = found.span()
         if at >= end:
             break
-        if at == span_to and found.end() == at + 1:
-            continue
-        before = buffer[max(start, at - MAX_WORD_CHARS) : at]
-        notable = at - (len(before) - len(before.rstrip(_WORD_LETTERS)))
-        if kind in ("word", "short"):
-            if _is_plain(buffer, notable, _end_of_word(buffer, at)):
+        kind = found.lastgroup
+        if kind == "span":
+            if (in_code or after <= end) and "]:" not in found.group():
                 continue
-        elif in_code and (kind in ("tag", "span") or (kind == "ticks" and found.end() - at < 3)):
+        elif in_code and (kind == "tag" or (kind == "ticks" and after - at < 3)):
             continue
-        elif kind == "span":
-            span, span_to = at, buffer.index("`", at + 1)
+        return at
+    return end
+
+
+class NotableWords:
+    """The words of a text that have to be read, found block by block as the reader goes on."""
+
+    def __init__(self) -> None:
+        self._known_to = 0
+        self._places: deque[int] = deque()
+
+    def next(self, buffer: str, base: int, start: int) -> int | None:
+        """Where in the buffer, which begins at `base`, the first of them stands from `start` on,
+        or up to where there is none; None: the block is all one word."""
+        if base + start >= self._known_to:
+            stop = min(start + _BLOCK_CHARS, len(buffer) - LOOK_AHEAD_CHARS)
+            end = start + len(buffer[start:stop].rstrip(_TRAILING))
+            if end == start:
+                return None
+            self._known_to = base + end
+            self._places = deque(base + at for at in notable_words(buffer, start, end))
+        while self._places and self._places[0] < base + start:
+            self._places.popleft()
+        return (self._places[0] if self._places else self._known_to) - base
+
+
+def notable_words(buffer: str, start: int, end: int) -> list[int]:
+    """Where the words of `buffer[start:end]` begin that have to be read, in order.
+
+    No word goes over `start` or `end`, and none has `MAX_WORD_CHARS`.
+    """
+    text = buffer[start:end]
+    before = buffer[max(0, start - secret_rules.CONTEXT_CHARS) : end]
+    suspects = set(_suspects(text.encode("ascii", "replace")))
+    if not before.isascii() and secret_rules.BEYOND_ASCII.search(before):
+        suspects.update(found.start() for found in _LONG_WORD.finditer(text))
+    places = []
+    last = 0
+    for at in sorted(suspects):
+        if at < last:
             continue
-        return span if notable < span_to else notable
-    return span if span_to >= end else end
+        a = start + len(text[:at].rstrip(_WORD_LETTERS))
+        found = _REST_OF_WORD.match(buffer, start + at, end)
+        b = start + at if found is None else found.end()
+        last = b - start
+        if not _is_plain(buffer, a, b):
+            places.append(a)
+    return places
 
 
-def _end_of_word(buffer: str, at: int) -> int:
-    found = _REST_OF_WORD.match(buffer, at)
-    return at if found is None else found.end()
-
-
-def _is_silent(text: str) -> bool:
-    """Whether there is no candidate in a text, as far as it is quick to see."""
-    if any(sign in text for sign in _SIGNS):
-        return False
-    if max(map(len, text.split()), default=0) > _QUIET_WORD_CHARS:
-        return False
-    low = text.lower()
-    return not any(scheme in low for scheme in _SCHEMES)
+def _suspects(raw: bytes) -> Iterator[int]:
+    """Where anything stands for which a word could have to be read."""
+    runs = raw.translate(_RUN_CLASSES)
+    at = runs.find(_RUN)
+    while at >= 0:
+        yield at
+        after = runs.find(b"\0", at)
+        at = runs.find(_RUN, after) if after >= 0 else -1
+    small = raw.lower()
+    for mark in _SMALL_MARKS:
+        at = small.find(mark)
+        while at >= 0:
+            yield at
+            at = small.find(mark, at + 1)
+    for found in _SHORT_KEY.finditer(raw):
+        yield found.start()
+    if b"://" in raw and _IN_LINKS.search(raw):
+        at = raw.find(b"://")
+        while at >= 0:
+            yield at
+            at = raw.find(b"://", at + 3)
 
 
 def _is_plain(buffer: str, a: int, b: int) -> bool:
-    """Whether no rule finds anything in a long word."""
-    if b - a >= MAX_WORD_CHARS:
-        return False
-    first = max(0, a - 1)
-    if not _remembered(buffer[first : b + 1], a - first, b - first):
-        return False
-    if secret_rules.named_start(buffer, a, b) is not None:
-        return False
+    """Whether no rule finds anything in a word, as far as it is quick to see."""
     word = buffer[a:b]
+    if "//" not in word and _DIGIT.search(word):
+        return False  # it may be drawn
+    if b - a >= MAX_WORD_CHARS or _RUNS.search(word):
+        return False
+    if secret_rules.secret_start(buffer, a, b) is not None:
+        return False
     if "-----" in word and "PRIVATE" in buffer[max(0, a - LOOK_BACK_CHARS) : b]:
         return False
-    return "//" not in word or "]:" not in buffer[max(0, a - 24) : a]
-
-
-def _remembered(text: str, a: int, b: int) -> bool:
-    """`_is_plain_by_itself`, asked once for a word that comes often. No word of an answer is kept,
-    but its hash, under a key that Python draws for each process."""
-    if b - a > _CACHED_CHARS:
-        return _is_plain_by_itself(text, a, b)
-    key = hash((text, a, b))
-    found = _plain_words.get(key)
-    if found is None:
-        if len(_plain_words) >= _CACHED_WORDS:
-            _plain_words.clear()
-        found = _plain_words[key] = _is_plain_by_itself(text, a, b)
-    return found
-
-
-def _is_plain_by_itself(text: str, a: int, b: int) -> bool:
-    """The same as far as the word `text[a:b]`, and a character on each side, say."""
-    if secret_rules.plain_start(text, a, b) is not None or _RUNS.search(text, a, b):
-        return False
-    word = text[a:b]
     if "//" not in word:
         return secret_rules.drawn_span(word) is None
     at = links.address_start(word)

@@ -25,20 +25,13 @@ from vauban.text import canary, controls
 from vauban.text.cuts import Cuts
 from vauban.text.json_strings import JsonStrings
 from vauban.text.overlap import GROUP, Overlap, spans_of, words_of
-from vauban.text.passages import MAX_WORD_CHARS, WORD_CHARS, Passage, Passages
+from vauban.text.passages import JSON_UNIT, MAX_TICKS, MAX_WORD_CHARS, UNIT, Passage, Passages
 from vauban.text.pii import Entity, Pii, PiiReader
-from vauban.text.quiet import LOOK_AHEAD_CHARS, first_notable
+from vauban.text.quiet import LOOK_AHEAD_CHARS, NotableWords, first_notable
 
-MAX_TICKS: Final = 64
 BLOCK_CHARS: Final = 768
 _FOLDED_CHARS: Final = 512
 _HISTORY_CHARS: Final = 160
-_STEP_CHARS: Final = 64
-
-_WORD = rf"([{WORD_CHARS}]{{1,{MAX_WORD_CHARS}}})"
-_UNIT = re.compile(rf"{_WORD}|`{{1,{MAX_TICKS}}}|!\[?|[<>]|[^\x00-\x7f]")
-_JSON_UNIT = re.compile(rf"{_WORD}|\\(?:u[0-9a-fA-F]{{4}}|[^u])|[^\x00-\x7f]")
-_TRAILING = "".join(c for c in map(chr, range(33, 127)) if re.match(f"[{WORD_CHARS}`!<\\]]", c))
 _ENDING = ("stop", "hold")
 
 
@@ -61,6 +54,7 @@ class Sanitizer:
         self.actions: dict[str, str] = {name: getattr(policy, name) for name in OUTPUT_DETECTORS}
         looked_for = (*policy.canaries, *canaries) if self.actions["canary"] != "off" else ()
         self.canaries = canary.spellings(looked_for)
+        self.canary_ends = canary.ends_of(self.canaries)
         texts = operator_texts if self.actions["prompt"] != "off" else ()
         self.overlap = Overlap(texts, policy.prompt_words)
         self.pii = pii
@@ -111,14 +105,16 @@ class Stream:
         self.cuts = Cuts()
         self.released = 0
         self._rules = rules
+        self._follows, self._listens = bool(rules.overlap), bool(rules.canaries)
         self._hold = rules.policy.hold_back
         self._json = json
-        self._unit = _JSON_UNIT if json else _UNIT
+        self._unit = JSON_UNIT if json else UNIT
         self._passages = Passages(rules.hosts, markup=markup and not json, json=json)
         self._strings = JsonStrings() if json else None
         self._pii = PiiReader(rules.pii) if rules.pii is not None else None
         self._buffer = ""
         self._base = self._read_to = 0  # where in the channel the buffer begins
+        self._words = NotableWords()
         self._floor = 0  # retroactive cuts begin here at the earliest
         self._said: list[tuple[str, int]] = []  # the last words of a group, and where they begin
         self._run = 0
@@ -133,7 +129,8 @@ class Stream:
         """Read on; returns what may go out now."""
         if self.stopped or not text:
             return ""
-        for piece in self._without_control(text):
+        clean = self._rules.actions["control"] == "off" or not controls.may_be_in(text)
+        for piece in (text,) if clean else self._without_control(text):
             self._buffer += piece
             self._read(final=False)
             if self.stopped:
@@ -155,9 +152,6 @@ class Stream:
     def _without_control(self, text: str) -> Iterator[str]:
         """The pieces between control characters, each of which is counted when it is reached."""
         action = self._rules.actions["control"]
-        if action == "off" or not controls.may_be_in(text):
-            yield text
-            return
         last = 0
         for found in controls.CONTROL.finditer(text):
             yield text[last : found.start()]
@@ -183,13 +177,13 @@ class Stream:
                 return  # a unit at the end is not complete
 
     def _read_units(self, buffer: str, start: int, stop: int, *, final: bool) -> int:
-        """Read from `start` to the first unit at or after `stop`; returns how far it came."""
+        """Read until something may be skipped at or after `stop`; returns how far it came."""
         end = len(buffer)
         last = start
         gap = self._passages.gap
         for found in self._unit.finditer(buffer, start):
             a, b = found.span()
-            if a >= stop or (b == end and not final and self._may_grow(found)):
+            if (a >= stop and self._may_skip) or (b == end and not final and self._may_grow(found)):
                 end = a
                 break
             if last < a:
@@ -215,22 +209,28 @@ class Stream:
         """Pass over text in which no rule could find anything; the result is as if it had been
         read unit by unit. Gives where it came to, and how much to read before it is tried again."""
         while len(buffer) - start > BLOCK_CHARS + LOOK_AHEAD_CHARS and not self._json:
-            if self._run or not self._passages.may_skip or self._identifies:
-                return start, _STEP_CHARS
-            block = buffer[start : start + BLOCK_CHARS].rstrip(_TRAILING)
-            end = start + len(block)
+            if not self._may_skip:
+                return start, 1
+            end = self._words.next(buffer, self._base, start)
+            if end is None:
+                return start, BLOCK_CHARS
             stop = first_notable(buffer, start, end, in_code=self._passages.in_code)
             if self._pii is not None:
                 stop = self._pii.first(buffer, start, stop)
             text = buffer[start:stop]
-            if not text or not self._pass_over(text, start):
-                return start, _STEP_CHARS if not text else len(block) or BLOCK_CHARS
+            if not text:
+                return start, 1
+            if not self._pass_over(text, start):
+                return start, min(len(text), BLOCK_CHARS)
             self._passages.skip(text)
             start = stop
             self._floor = max(self._floor, self._base + start - self._hold)
-            if stop < end:
-                return start, _STEP_CHARS
         return start, BLOCK_CHARS
+
+    @property
+    def _may_skip(self) -> bool:
+        identifies = self._pii is not None and self._pii.open_from is not None
+        return not self._run and not identifies and self._passages.may_skip
 
     def _pass_over(self, text: str, start: int) -> bool:
         """Whether neither a canary nor the operator's words are in a text, which then is read."""
@@ -240,46 +240,42 @@ class Stream:
             folded += canary.folded(text)
             if any(spelling in folded for spelling in rules.canaries):
                 return False
-        if rules.overlap:
-            words = [word for word, _ in self._said] + words_of(text)
-            if rules.overlap.touches(words):
+        if self._follows:
+            words = words_of(text)
+            if rules.overlap.touches([word for word, _ in self._said] + words):
                 return False
             # Nothing that begins before the last `hold_back` characters can be taken out.
             first = max(0, len(text) - self._hold)
-            begins = [at for _, at in spans_of(text[first:])]
-            places = [0] * GROUP + [self._base + start + first + at for at in begins]
-            self._said = list(zip(words, places[-len(words) :], strict=False))[1 - GROUP :]
+            begins = [self._base + start + first + at for _, at in spans_of(text[first:])]
+            places = [*[0] * len(words), *begins][len(begins) :]
+            self._said = [*self._said, *zip(words, places, strict=True)][1 - GROUP :]
         self._folded = folded[-_FOLDED_CHARS:]
         return True
 
     def _step(self, buffer: str, a: int, b: int, *, is_word: bool) -> None:
-        start, end = self._base + a, self._base + b
+        start = self._base + a
         floor = start - self._hold
         if floor > self._floor:
-            self._floor = max(self._floor, min(floor, self._open(floor)))
+            self._floor = max(self._floor, self._open(floor))
         if self._pii is not None:
             self._identified(self._pii.unit(buffer, self._base, a, b, is_word=is_word))
         for passage in self._passages.unit(buffer, a, b, is_word=is_word):
             self._act(passage)
         if self._json and not is_word and controls.JSON_CONTROL.fullmatch(buffer, a, b):
             self._act(Passage("control", a, b))
-        if self._rules.overlap and not self.stopped:
-            self._follow(buffer[a:b], start, end)
-        if is_word and self._rules.canaries and not self.stopped:
+        if self._follows and not self.stopped:
+            self._follow(buffer[a:b], start, start + b - a)
+        if is_word and self._listens and not self.stopped:
             self._listen(buffer, a, b)
 
     def _open(self, otherwise: int) -> int:
         """Where what is held for another reason than `hold_back` begins."""
         if self._run and not self._leaking and self._rules.takes("prompt"):
             otherwise = min(otherwise, self._run_from)
-        if self._identifies and self._pii is not None:
-            otherwise = min(otherwise, self._pii.open_from or 0)
+        if self._pii is not None and self._pii.open_from is not None:
+            otherwise = min(otherwise, self._pii.open_from)
         suspect = self._passages.suspect
         return otherwise if suspect is None else min(otherwise, self._base + suspect)
-
-    @property
-    def _identifies(self) -> bool:
-        return self._pii is not None and self._pii.open_from is not None
 
     def _identified(self, entities: Iterable[Entity]) -> None:
         for one in entities:
@@ -296,16 +292,21 @@ class Stream:
         return self._run >= self._rules.overlap.run_words
 
     def _follow(self, unit: str, start: int, end: int) -> None:
-        for word, at in spans_of(unit):
+        overlap = self._rules.overlap
+        plain = unit.isascii() and unit.isalnum()
+        for word, at in [(unit.lower(), 0)] if plain else spans_of(unit):
+            if word not in overlap.words:
+                self._run, self._said = 0, []
+                continue
             recent = [*self._said, (word, start + at)]
             self._said = recent[1 - GROUP :]
-            if tuple(word for word, _ in recent[-GROUP:]) not in self._rules.overlap.groups:
+            if tuple(word for word, _ in recent) not in overlap.groups:
                 self._run = 0
                 continue
             if not self._run:
-                self._run, self._run_from = GROUP - 1, recent[-GROUP][1]
+                self._run, self._run_from = GROUP - 1, recent[0][1]
             self._run += 1
-            if self._run == self._rules.overlap.run_words:
+            if self._run == overlap.run_words:
                 self._count("prompt", 1)
                 self._take("prompt", self._run_from, end)
             elif self._leaking:
@@ -315,10 +316,9 @@ class Stream:
     def _listen(self, buffer: str, a: int, b: int) -> None:
         new = canary.folded(buffer[a:b])
         self._folded = (self._folded + new)[-max(_FOLDED_CHARS, len(new)) :]
-        ending = self._folded[-len(new) - 2 :] if new else ""
-        for spelling in self._rules.canaries:
-            if spelling[-3:] not in ending:
-                continue
+        last = max(0, len(self._folded) - len(new) - 2)
+        ends = self._rules.canary_ends.search(self._folded, last)
+        for spelling in self._rules.canaries if ends else ():
             at = self._folded.find(spelling, max(0, len(self._folded) - len(new) - len(spelling)))
             if at < 0:
                 continue
@@ -360,9 +360,9 @@ class Stream:
         self._read_to = at
 
     def _release(self, upto: int) -> str:
-        if self.stopped:
-            upto = self._read_to
-        upto = max(self.released, upto if self.stopped else self._open(upto))
+        upto = self._read_to if self.stopped else self._open(upto)
+        if upto <= self.released:
+            return ""
         out: list[str] = []
         at = self.released
         for cut in self.cuts.after(at):

@@ -14,7 +14,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final
 
 CONTEXT_CHARS: Final = 80
@@ -38,15 +38,38 @@ _YOUNGER: Final = (
     r"npm_[A-Za-z0-9]{36}",
     r"vbn_[a-z0-9]{12}_[\w-]{30,}",
 )
-# One of these stands in whatever the rules that do not heed case can match.
+BEYOND_ASCII: Final = re.compile("(?i)xox|slack|cloudant|[\u0130\u0131\u017f\u212a]")
+"""Beside letters that are not ASCII this may make a rule heed a word that has nothing else."""
+RUN_CHARS: Final = r"[A-Za-z0-9+/_=-]"
+MIN_RUN_CHARS: Final = 20
+"""So many of `RUN_CHARS` in a row are in each word that a rule heeds, if it has none of what
+follows."""
+SHORT_MARKS: Final = ("eyJ", "xox", "hooks.slack", ":_authToken=", "xapp-")
+SHORT_KEY: Final = r"A(?:KC|P[0-9A-F])[A-Za-z0-9]{8}"
+"""Also heeded is an address with a password (`://`, and `@` behind it)."""
+# One of these stands in whatever the rules that heed case can match.
+_MARKS: Final = (
+    "AKC", "AP", "A3T", "ABIA", "ACCA", "AKIA", "ASIA", "AccountKey=", "@", ".", "gh", "gl",
+    "GR1348941", "-us", ":", "T3BlbkFJ", "pypi-", "sq0csp-", "k_live_", "AC", "SK", "sk-", "_pat_",
+    "hf_", "AIza", "xapp-", "npm_", "vbn_",
+)  # fmt: skip
+# And in whatever the others can.
 _NAMES: Final = ("key", "pwd", "pw", "pass", "token", "xox", "slack", "cloudant", "softlayer")
+# Between a name and its value, if it is not one of the other kinds.
+_ASSIGNED = re.compile(
+    r"(?i)(?:key|pwd|pw|pass(?:word)?|token)[\"']?\]? *[=: ]|aws|xox|slack|cloudant|softlayer"
+)
 _NAMED = re.compile(
     r"(?i)(?:secret|token|passw(?:or)?d|passphrase|api[ _-]?key|access[ _-]?key|private[ _-]?key"
     r"|credential|bearer|authorization)\W{0,12}(?:is|was|=|:)?\W{0,6}$"
 )
-_DRAWN = re.compile(r"[A-Za-z0-9+/_=-]{20,}")
+_SECRET_NAMES: Final = (
+    "secret", "token", "pass", "key", "credential", "bearer", "authorization",
+)  # fmt: skip
+_DRAWN = re.compile(rf"{RUN_CHARS}{{{MIN_RUN_CHARS},}}")
 _HEX = re.compile(r"[0-9a-fA-F]+")
 _DIGITS = re.compile(r"\d")
+_MIN_NAMED_CHARS = 24
 _MIN_BITS = 3.6
 _MIN_HEX_BITS = 3.0
 _MIN_HEX_CHARS = 32
@@ -89,15 +112,23 @@ def secret_start(text: str, start: int, end: int) -> int | None:
 
 def plain_start(text: str, start: int, end: int) -> int | None:
     """The same by the rules that read only one character before the word."""
-    return _found(_rules()[0], text, max(0, start - 1), start, end)
+    first = max(0, start - 1)
+    near = text[first : end + 1]
+    for mark in _MARKS:
+        if mark in near:
+            return _found(_rules()[0], text, first, start, end)
+    return None
 
 
 def named_start(text: str, start: int, end: int) -> int | None:
     """The same by the rules that read what stands before the word."""
     first = max(0, start - CONTEXT_CHARS)
     low = text[first:end].lower()
-    if any(name in low for name in _NAMES):
-        return _found(_rules()[1], text, first, start, end)
+    if end - start < _MIN_NAMED_CHARS and "xox" not in low and low.isascii():
+        return None
+    for name in _NAMES:
+        if name in low and _ASSIGNED.search(text, first, end):
+            return _found(_rules()[1], text, first, start, end)
     return None
 
 
@@ -111,7 +142,11 @@ def _found(rule: re.Pattern[str], text: str, first: int, start: int, end: int) -
 def is_named(text: str, start: int) -> bool:
     """Whether what stands before a word says that a credential follows, or the word is an
     assignment to such a name."""
-    return _NAMED.search(text[max(0, start - CONTEXT_CHARS) : start]) is not None
+    before = text[max(0, start - CONTEXT_CHARS) : start]
+    low = before.lower()
+    if before.isascii() and not any(name in low for name in _SECRET_NAMES):
+        return False
+    return _NAMED.search(before) is not None
 
 
 def drawn_span(word: str) -> tuple[int, int] | None:
@@ -129,6 +164,11 @@ def drawn_span(word: str) -> tuple[int, int] | None:
 
 
 def _bits(text: str) -> float:
-    """Shannon entropy of the characters, in bits for each."""
-    size = len(text)
-    return -sum(n / size * math.log2(n / size) for n in Counter(text).values())
+    """Shannon entropy of the characters, in bits for each, rounded to what is told apart."""
+    size = max(len(text), 1)
+    return round(math.log2(size) - sum(map(_n_log_n, Counter(text).values())) / size, 9)
+
+
+@lru_cache(maxsize=4_096)
+def _n_log_n(n: int) -> float:
+    return n * math.log2(n)

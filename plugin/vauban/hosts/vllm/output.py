@@ -14,7 +14,7 @@ what a model's reasoning says before and after a piece of its answer, read as on
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 from vauban.errors import MalformedRequest
@@ -23,6 +23,8 @@ from vauban.hosts.vllm.rewrite import Event
 from vauban.text.sanitize import Sanitizer, Stream
 
 _TEXTS: Final = ("reasoning", "reasoning_content", "content", "refusal", "text")
+_TEXT_NAMES: Final = frozenset(_TEXTS)
+_CALL_NAMES: Final = frozenset({"tool_calls", "function_call"})
 _ATTACHED: Final = ("logprobs", "token_ids")
 _RESUMED: Final = ("content", "refusal", "text")
 """Channels that may go on after another one: text on both sides of a tool call, for instance."""
@@ -158,7 +160,9 @@ class ChoicesEditor(ProtocolEditor):
             return (event,)
         for part in choices:
             index = part.get("index", 0)
-            choice = self._choices.setdefault(index, _Choice(self.channels, index))
+            choice = self._choices.get(index)
+            if choice is None:
+                choice = self._choices[index] = _Choice(self.channels, index)
             choice.edit(part)
             if self.ended_by(choice.ended_by):
                 self._last = (event, part)
@@ -239,7 +243,7 @@ class _Choice:
         delta = part.get("delta")
         attached = {name: part.pop(name) for name in _ATTACHED if part.get(name)}
         before = 0
-        for holder, name, json in list(_texts_of(delta, part)):
+        for holder, name, json in _texts_of(delta, part):
             key = (self._index, name, _call_index(delta, holder) if json else 0)
             if key != self._current:
                 self._leave(delta if isinstance(delta, dict) else part)
@@ -345,15 +349,18 @@ def joined(known: Any, more: Any) -> Any:
     return known
 
 
-def _texts_of(*holders: Any) -> Iterator[tuple[dict[str, Any], str, bool]]:
+def _texts_of(*holders: Any) -> list[tuple[dict[str, Any], str, bool]]:
     """The texts of a message, delta or choice: their holder, name, and whether they are JSON."""
+    texts = []
     for holder in holders:
         if not isinstance(holder, dict):
             continue
-        for name in _TEXTS:
-            if isinstance(holder.get(name), str):
-                yield holder, name, False
+        if not _TEXT_NAMES.isdisjoint(holder):
+            texts += [(holder, name, False) for name in _TEXTS if isinstance(holder.get(name), str)]
+        if _CALL_NAMES.isdisjoint(holder):
+            continue
         calls = [call.get("function") for call in holder.get("tool_calls") or ()]
         for function in (*calls, holder.get("function_call")):
             if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-                yield function, "arguments", True
+                texts.append((function, "arguments", True))
+    return texts
