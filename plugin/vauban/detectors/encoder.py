@@ -99,7 +99,8 @@ class _Pass:
     embeddings: NDArray[np.float32] | None
 
     def worst(self, request: int) -> float:
-        return max(map(float, self.scores[self.rows[request]]), default=0.0)
+        worst = max(map(float, self.scores[self.rows[request]]), default=0.0)
+        return min(max(worst, 0.0), 1.0)
 
 
 class Encoder:
@@ -196,13 +197,13 @@ class Encoder:
         ]
 
     def _encoded(
-        self, request: int, windows: Windows, passes: Sequence[_Pass], excerpts: _Pass
+        self, request: int, windows: Windows, passes: Sequence[_Pass], again: _Pass
     ) -> Encoded:
         main, *others = passes
-        score = max(main.worst(request), excerpts.worst(request))
+        score = max(main.worst(request), again.worst(request))
         chances = windows_worth(windows.per_model[0], self._scorers[0].max_tokens)
         score /= score + chances**self._long_discount * (1 - score)
-        score = max(score, *(other.worst(request) for other in others), 0.0)
+        score = max([score, *(other.worst(request) for other in others)])
         rows, embedding, parts = main.rows[request], None, None
         if rows and main.embeddings is not None:
             parts = main.embeddings[rows]
@@ -211,7 +212,7 @@ class Encoder:
             if length < 1e-6:
                 raise ScreeningFailed("the encoder gave an embedding without a direction")
             embedding = (embedding / length).astype(np.float32)
-        return Encoded(min(score, 1.0), embedding, len(rows), parts)
+        return Encoded(score, embedding, len(rows), parts)
 
     def _forward(self, scorer: Scorer, requests: Sequence[Sequence[Ids]]) -> _Pending:
         """On CUDA the work is queued on the current stream and nothing is waited for."""
