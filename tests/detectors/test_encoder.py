@@ -140,10 +140,10 @@ def test_a_checkpoint_says_whether_long_texts_are_discounted(tiny_dir: Path) -> 
     before = logit()
     path = tiny_dir / "config.json"
     config = json.loads(path.read_text())
-    config["window"]["discount_long"] = True
+    config["window"]["long_discount"] = 0.5
     path.write_text(json.dumps(config))
     filled = Encoder.load(EncoderPolicy(weights=tiny_dir), "cpu").tokenizer([text]).tokens / 32
-    assert logit() == pytest.approx(before - math.log(filled), abs=1e-3)
+    assert logit() == pytest.approx(before - 0.5 * math.log(filled), abs=1e-3)
 
 
 def test_excerpts_do_not_change_the_embedding(tiny: Encoder) -> None:

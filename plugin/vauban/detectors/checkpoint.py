@@ -74,15 +74,15 @@ class WindowConfig(_Part):
     """How long text is cut. Tokens, special tokens included in `max_tokens`.
 
     `excerpts_from_logit`: windows whose own logit is at least this are scored again in excerpts
-    (`windows.excerpts`). `discount_long`: from the logit of a text that fills n windows log n is
-    taken, since it has n chances of a false alarm (Bonferroni). Both are here because the
-    thresholds are set with them.
+    (`windows.excerpts`). `long_discount`: from the logit of a text that fills n windows so many
+    times log n is taken, since it has n chances of a false alarm; 1 would be Bonferroni's. Both
+    are here because the thresholds are set with them.
     """
 
     max_tokens: int = Field(ge=8, le=16_384)
     overlap_tokens: int = Field(ge=0)
     excerpts_from_logit: float | None = Field(default=None, ge=-1e3, le=1e3)
-    discount_long: bool = False
+    long_discount: float = Field(default=0.0, ge=0.0, le=1.0)
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> WindowConfig:

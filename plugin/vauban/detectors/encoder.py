@@ -163,7 +163,7 @@ class Encoder:
             batch_tokens=policy.batch_tokens,
             device=device,
             excerpts_from=_score_of(config.window.excerpts_from_logit, config.calibration),
-            long_discount=config.window.discount_long / config.calibration.temperature,
+            long_discount=config.window.long_discount / config.calibration.temperature,
         )
 
     def encode(self, batch: Sequence[Windows]) -> list[Encoded]:

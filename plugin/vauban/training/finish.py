@@ -141,8 +141,8 @@ def score_split(
                 whole += [len(row)] * (1 + len(parts))
                 row += [i] * (1 + len(parts))
                 read += [ids, *parts]
-            if window.discount_long:
-                discount[i] = np.log(windows_worth(windows, window.max_tokens))
+            filled = windows_worth(windows, window.max_tokens)
+            discount[i] = window.long_discount * np.log(filled)
             if i % 8 == 0 and windows:
                 cosines.append(_cosine(*(_embedding(model, windows) for model in models)))
         entries.append(_both_logits(student, read))

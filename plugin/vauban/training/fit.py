@@ -63,7 +63,7 @@ class FitConfig:
     window_tokens: int = 128
     overlap_tokens: int = 40
     excerpts_from_logit: float = -2.0
-    discount_long: bool = True
+    long_discount: float = 0.5
     distill_weight: float = 6.0
     distill_every: int = 3
     label_smoothing: float = 0.02
@@ -80,7 +80,7 @@ class FitConfig:
             max_tokens=self.window_tokens,
             overlap_tokens=self.overlap_tokens,
             excerpts_from_logit=self.excerpts_from_logit,
-            discount_long=self.discount_long,
+            long_discount=self.long_discount,
         )
 
     @property
