@@ -74,8 +74,8 @@ class WindowConfig(_Part):
     """How long text is cut. Tokens, special tokens included in `max_tokens`.
 
     `excerpts_from_logit`: windows whose own logit is at least this are scored again in excerpts
-    (`windows.excerpts`). `discount_long`: from the logit of a text that fills n windows log n is
-    taken, since it has n chances of a false alarm (Bonferroni). Both are here because the
+    (`windows.excerpts`). `discount_long`: from the logit of a text that fills n different windows
+    log n is taken, since it has n chances of a false alarm (Bonferroni). Both are here because the
     thresholds are set with them.
     """
 
