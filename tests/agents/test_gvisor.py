@@ -81,6 +81,8 @@ def test_what_is_missing_is_named(
     for update, what in (
         ({"gvisor_root": None}, "sandbox.gvisor_root names no"),
         ({"gvisor_root": tmp_path / "none"}, "is no directory"),
+        ({"gvisor_root": Path("/")}, "the host's own root"),
+        ({"gvisor_root": Path("/usr/..")}, "the host's own root"),
     ):
         with pytest.raises(NoIsolation, match=what):
             choose(policy.model_copy(update=update), tmp_path)
@@ -95,7 +97,8 @@ def test_what_is_missing_is_named(
 
 def test_the_bundle_gives_a_program_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hunter2")
-    made = bundle(SandboxPolicy(gvisor_root=Path("/srv/root"), disk_mb=3))
+    monkeypatch.chdir("/")
+    made = bundle(SandboxPolicy(gvisor_root=Path("srv/root"), disk_mb=3))
     assert made["root"] == {"path": "/srv/root", "readonly": True}
     process = made["process"]
     assert process["user"] == {"uid": 65_534, "gid": 65_534}
