@@ -118,7 +118,7 @@ def test_the_bundle_gives_a_program_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_command_line_has_no_network_and_no_debugging() -> None:
     line = command(Path("/place"))
-    assert line[-3:] == ["run", "--bundle=/place", "program"]
+    assert line[-3:] == ["run", "--bundle=/place", "place"]
     assert {"--network=none", "--rootless", "--overlay2=none", "--host-uds=none"} <= set(line)
     assert not [word for word in line if "debug" in word or "strace" in word or "unsafe" in word]
 

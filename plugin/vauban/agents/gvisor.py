@@ -107,7 +107,8 @@ def command(place: Path) -> list[str]:
         shutil.which(BINARY) or BINARY,
         f"--root={place}/state", "--rootless", "--network=none", "--overlay2=none",
         "--host-uds=none", "--host-fifo=none", "--ignore-cgroups",
-        "run", f"--bundle={place}", "program",
+        # Of a name of its own: older versions put its control socket under that name for the host.
+        "run", f"--bundle={place}", place.name,
     ]  # fmt: skip
 
 
