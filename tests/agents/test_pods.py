@@ -7,7 +7,10 @@ in these tests.
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from vauban.agents import canary, pods, tiers
+from vauban.agents import cluster as api
 from vauban.agents.cluster import LABELS, Cluster
 from vauban.agents.frames import Job, Reason
 from vauban.agents.pods import manifest
@@ -264,3 +268,27 @@ def test_a_cluster_that_does_not_delete_does_not_stop_the_caller(
     monkeypatch.setattr(Cluster, "delete", fails)
     pod.kill()
     assert "can't be deleted: 403 Forbidden" in caplog.text
+
+
+def test_an_exec_that_is_not_answered_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "API_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        configuration = client.Configuration()
+        configuration.host = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(TimeoutError):
+            Cluster(configuration).open("pod", "namespace", ["true"])
+
+
+def test_what_opens_too_late_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "API_S", 0.1)
+    answer, closed = threading.Event(), threading.Event()
+
+    def late(*_: object, **__: object) -> Any:
+        answer.wait()
+        return SimpleNamespace(close=closed.set)
+
+    monkeypatch.setattr(api, "stream", late)
+    with pytest.raises(TimeoutError):
+        Cluster(client.Configuration()).open("pod", "namespace", ["true"])
+    answer.set()
+    assert closed.wait(10)
