@@ -134,6 +134,7 @@ def test_settings_that_cannot_work_are_named(cluster: Cluster) -> None:
     for update, what in (
         ({"kubernetes_image": None}, "kubernetes_image"),
         ({"kubernetes_pod_s": 61}, "kubernetes_pod_s"),
+        ({"kubernetes_pod_s": 125}, "kubernetes_pod_s"),
     ):
         with pytest.raises(NoIsolation, match=what):
             pods.tier(POLICY.model_copy(update=update), cluster)

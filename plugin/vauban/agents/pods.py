@@ -58,9 +58,10 @@ def tier(policy: SandboxPolicy, cluster: Cluster | None = None) -> Tier:
     """:raises NoIsolation: the cluster is not there, or not as it has to be; says what."""
     if policy.kubernetes_image is None:
         raise NoIsolation("sandbox.kubernetes_image names no image for the pods")
-    if policy.kubernetes_pod_s < policy.wall_s + policy.kubernetes_start_s:
+    if _usable_s(policy) <= 0:
         raise NoIsolation(
-            "sandbox.kubernetes_pod_s must be at least wall_s and kubernetes_start_s together"
+            "sandbox.kubernetes_pod_s must be more than wall_s, kubernetes_start_s and"
+            f" {GRACE_S:.0f} s together"
         )
     try:
         found = cluster or Cluster.load()
@@ -78,6 +79,11 @@ def tier(policy: SandboxPolicy, cluster: Cluster | None = None) -> Tier:
         raise NoIsolation(f"the cluster can't be used: {_said(error)}") from None
     name = f"kubernetes-{kind}"
     return Tier(name, lambda limits: start(found, name, limits), reach=reach)
+
+
+def _usable_s(policy: SandboxPolicy) -> float:
+    """How old a pod may be, from when it is up, to take one more program."""
+    return policy.kubernetes_pod_s - policy.kubernetes_start_s - policy.wall_s - GRACE_S
 
 
 def _kind(handler: str, policy: SandboxPolicy) -> str:
@@ -282,8 +288,7 @@ class Pod(Guest):
         self._name = name
         self._stream = port
         self._ended = False
-        left_s = policy.kubernetes_pod_s - policy.kubernetes_start_s - policy.wall_s - GRACE_S
-        self._usable_until = time.monotonic() + left_s
+        self._usable_until = time.monotonic() + _usable_s(policy)
 
     @property
     def alive(self) -> bool:
