@@ -17,6 +17,7 @@ import pytest
 from fake_cluster import FakeCluster, served
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
+from kubernetes.stream.ws_client import WSClient
 
 from vauban.agents import canary, pods, tiers
 from vauban.agents import cluster as api
@@ -293,3 +294,14 @@ def test_what_opens_too_late_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
         Cluster(client.Configuration()).open("pod", "namespace", ["true"])
     answer.set()
     assert closed.wait(10)
+
+
+def test_a_stream_that_another_thread_closed_has_ended() -> None:
+    stream = WSClient.__new__(WSClient)
+    stream._connected = True  # as it was a moment before
+    stream.sock = SimpleNamespace(connected=True, sock=None)
+    with pytest.raises(TypeError):
+        stream.update(timeout=0)
+    port = pods.StreamPort(stream)
+    assert port.recv(4) == b""
+    assert not port.open

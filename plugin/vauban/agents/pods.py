@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 FAILURES: Final = (ApiException, HTTPError, WebSocketException, OSError)
 KATA: Final = ("kata",)
 GVISOR: Final = ("gvisor", "runsc")
+# The client asks for a descriptor that is gone when another thread has closed the stream.
+CLOSED_MEANWHILE: Final = (TypeError, ValueError, AttributeError)
 CHUNK_BYTES: Final = 32_768
 POLL_S: Final = 0.2
 _IDLE: Final = "import signal\nsignal.signal(17, signal.SIG_IGN)\nwhile True: signal.pause()"
@@ -236,7 +238,7 @@ class StreamPort:
         try:
             self._stream.update(timeout=0)
             return bool(self._stream.is_open())
-        except FAILURES:
+        except (*FAILURES, *CLOSED_MEANWHILE):
             return False
 
     def settimeout(self, seconds: float, /) -> None:
@@ -267,6 +269,8 @@ class StreamPort:
             raise TimeoutError from None
         except WebSocketException as error:
             raise OSError(str(error)) from None
+        except CLOSED_MEANWHILE:
+            return b""
         part, self._left = self._left[:most], self._left[most:]
         return part
 
