@@ -81,6 +81,8 @@ def test_what_is_missing_is_named(
     for update, what in (
         ({"gvisor_root": None}, "sandbox.gvisor_root names no"),
         ({"gvisor_root": tmp_path / "none"}, "is no directory"),
+        ({"gvisor_root": Path("/")}, "the host's own root"),
+        ({"gvisor_root": Path("/usr/..")}, "the host's own root"),
     ):
         with pytest.raises(NoIsolation, match=what):
             choose(policy.model_copy(update=update), tmp_path)
@@ -95,7 +97,8 @@ def test_what_is_missing_is_named(
 
 def test_the_bundle_gives_a_program_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hunter2")
-    made = bundle(SandboxPolicy(gvisor_root=Path("/srv/root"), disk_mb=3))
+    monkeypatch.chdir("/")
+    made = bundle(SandboxPolicy(gvisor_root=Path("srv/root"), disk_mb=3))
     assert made["root"] == {"path": "/srv/root", "readonly": True}
     process = made["process"]
     assert process["user"] == {"uid": 65_534, "gid": 65_534}
@@ -115,7 +118,7 @@ def test_the_bundle_gives_a_program_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_command_line_has_no_network_and_no_debugging() -> None:
     line = command(Path("/place"))
-    assert line[-3:] == ["run", "--bundle=/place", "program"]
+    assert line[-3:] == ["run", "--bundle=/place", "place"]
     assert {"--network=none", "--rootless", "--overlay2=none", "--host-uds=none"} <= set(line)
     assert not [word for word in line if "debug" in word or "strace" in word or "unsafe" in word]
 

@@ -7,15 +7,20 @@ in these tests.
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fake_cluster import FakeCluster, served
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
+from kubernetes.stream.ws_client import WSClient
 
 from vauban.agents import canary, pods, tiers
+from vauban.agents import cluster as api
 from vauban.agents.cluster import LABELS, Cluster
 from vauban.agents.frames import Job, Reason
 from vauban.agents.pods import manifest
@@ -130,6 +135,7 @@ def test_settings_that_cannot_work_are_named(cluster: Cluster) -> None:
     for update, what in (
         ({"kubernetes_image": None}, "kubernetes_image"),
         ({"kubernetes_pod_s": 61}, "kubernetes_pod_s"),
+        ({"kubernetes_pod_s": 125}, "kubernetes_pod_s"),
     ):
         with pytest.raises(NoIsolation, match=what):
             pods.tier(POLICY.model_copy(update=update), cluster)
@@ -264,3 +270,38 @@ def test_a_cluster_that_does_not_delete_does_not_stop_the_caller(
     monkeypatch.setattr(Cluster, "delete", fails)
     pod.kill()
     assert "can't be deleted: 403 Forbidden" in caplog.text
+
+
+def test_an_exec_that_is_not_answered_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "API_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        configuration = client.Configuration()
+        configuration.host = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(TimeoutError):
+            Cluster(configuration).open("pod", "namespace", ["true"])
+
+
+def test_what_opens_too_late_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "API_S", 0.1)
+    answer, closed = threading.Event(), threading.Event()
+
+    def late(*_: object, **__: object) -> Any:
+        answer.wait()
+        return SimpleNamespace(close=closed.set)
+
+    monkeypatch.setattr(api, "stream", late)
+    with pytest.raises(TimeoutError):
+        Cluster(client.Configuration()).open("pod", "namespace", ["true"])
+    answer.set()
+    assert closed.wait(10)
+
+
+def test_a_stream_that_another_thread_closed_has_ended() -> None:
+    stream = WSClient.__new__(WSClient)
+    stream._connected = True  # as it was a moment before
+    stream.sock = SimpleNamespace(connected=True, sock=None)
+    with pytest.raises(TypeError):
+        stream.update(timeout=0)
+    port = pods.StreamPort(stream)
+    assert port.recv(4) == b""
+    assert not port.open

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any, Final, Self
 
 from kubernetes import client, config
@@ -130,19 +132,30 @@ class Cluster:
         return str(pod.status.phase), "", False
 
     def open(self, name: str, namespace: str, command: list[str]) -> Any:
-        """Start a command in a pod; its streams, as a `WSClient`."""
-        return stream(  # it changes its client while it connects, so that has to be one of its own
-            self._pods.connect_get_namespaced_pod_exec,
-            name,
-            namespace,
-            command=command,
-            stdin=True,
-            stdout=True,
-            stderr=False,
-            tty=False,
-            binary=True,
-            _preload_content=False,
-        )
+        """Start a command in a pod; its streams, as a `WSClient`.
+
+        :raises TimeoutError: the API does not answer. The client waits for that without end.
+        """
+        opened: Future[Any] = Future()
+        options = {"stdin": True, "stdout": True, "stderr": False, "tty": False, "binary": True}
+
+        def connect() -> None:
+            try:
+                found = stream(  # it changes its client while it connects, so that is its own
+                    self._pods.connect_get_namespaced_pod_exec, name, namespace, command=command,
+                    **options, _preload_content=False,
+                )  # fmt: skip
+            except (ApiException, OSError, ValueError) as error:
+                opened.set_exception(error)
+            else:
+                opened.set_result(found)
+
+        Thread(target=connect, name="vauban-exec", daemon=True).start()
+        try:
+            return opened.result(API_S)
+        except TimeoutError:
+            opened.add_done_callback(_close)
+            raise
 
     def delete(self, name: str, namespace: str, *, agent_sandbox: bool) -> None:
         """Delete a Pod, or a Sandbox with its pod. One that is not there is no error."""
@@ -156,3 +169,9 @@ class Cluster:
         except ApiException as error:
             if error.status != _NOT_FOUND:
                 raise
+
+
+def _close(opened: Future[Any]) -> None:
+    """End what was opened too late."""
+    if opened.exception() is None:
+        opened.result().close()

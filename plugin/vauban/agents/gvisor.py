@@ -45,6 +45,8 @@ def tier(policy: SandboxPolicy, passed_over: tuple[str, ...]) -> Tier:
         raise NoIsolation("sandbox.gvisor_root names no directory with a root file system")
     if not policy.gvisor_root.is_dir():
         raise NoIsolation(f"{policy.gvisor_root} (sandbox.gvisor_root) is no directory")
+    if policy.gvisor_root.samefile("/"):
+        raise NoIsolation("sandbox.gvisor_root is the host's own root, and would show its files")
     if cgroup.version() == "none":
         raise NoIsolation("no control group can be made here, and nothing else limits its memory")
     for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
@@ -64,7 +66,7 @@ def bundle(policy: SandboxPolicy) -> dict[str, Any]:
     return {
         "ociVersion": "1.0.2",
         "hostname": "sandbox",
-        "root": {"path": str(policy.gvisor_root), "readonly": True},
+        "root": {"path": str(Path(policy.gvisor_root or "").resolve()), "readonly": True},
         "process": {
             "terminal": False,
             "user": nobody,
@@ -105,7 +107,8 @@ def command(place: Path) -> list[str]:
         shutil.which(BINARY) or BINARY,
         f"--root={place}/state", "--rootless", "--network=none", "--overlay2=none",
         "--host-uds=none", "--host-fifo=none", "--ignore-cgroups",
-        "run", f"--bundle={place}", "program",
+        # Of a name of its own: older versions put its control socket under that name for the host.
+        "run", f"--bundle={place}", place.name,
     ]  # fmt: skip
 
 

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 FAILURES: Final = (ApiException, HTTPError, WebSocketException, OSError)
 KATA: Final = ("kata",)
 GVISOR: Final = ("gvisor", "runsc")
+# The client asks for a descriptor that is gone when another thread has closed the stream.
+CLOSED_MEANWHILE: Final = (TypeError, ValueError, AttributeError)
 CHUNK_BYTES: Final = 32_768
 POLL_S: Final = 0.2
 _IDLE: Final = "import signal\nsignal.signal(17, signal.SIG_IGN)\nwhile True: signal.pause()"
@@ -58,9 +60,10 @@ def tier(policy: SandboxPolicy, cluster: Cluster | None = None) -> Tier:
     """:raises NoIsolation: the cluster is not there, or not as it has to be; says what."""
     if policy.kubernetes_image is None:
         raise NoIsolation("sandbox.kubernetes_image names no image for the pods")
-    if policy.kubernetes_pod_s < policy.wall_s + policy.kubernetes_start_s:
+    if _usable_s(policy) <= 0:
         raise NoIsolation(
-            "sandbox.kubernetes_pod_s must be at least wall_s and kubernetes_start_s together"
+            "sandbox.kubernetes_pod_s must be more than wall_s, kubernetes_start_s and"
+            f" {GRACE_S:.0f} s together"
         )
     try:
         found = cluster or Cluster.load()
@@ -78,6 +81,11 @@ def tier(policy: SandboxPolicy, cluster: Cluster | None = None) -> Tier:
         raise NoIsolation(f"the cluster can't be used: {_said(error)}") from None
     name = f"kubernetes-{kind}"
     return Tier(name, lambda limits: start(found, name, limits), reach=reach)
+
+
+def _usable_s(policy: SandboxPolicy) -> float:
+    """How old a pod may be, from when it is up, to take one more program."""
+    return policy.kubernetes_pod_s - policy.kubernetes_start_s - policy.wall_s - GRACE_S
 
 
 def _kind(handler: str, policy: SandboxPolicy) -> str:
@@ -230,7 +238,7 @@ class StreamPort:
         try:
             self._stream.update(timeout=0)
             return bool(self._stream.is_open())
-        except FAILURES:
+        except (*FAILURES, *CLOSED_MEANWHILE):
             return False
 
     def settimeout(self, seconds: float, /) -> None:
@@ -261,6 +269,8 @@ class StreamPort:
             raise TimeoutError from None
         except WebSocketException as error:
             raise OSError(str(error)) from None
+        except CLOSED_MEANWHILE:
+            return b""
         part, self._left = self._left[:most], self._left[most:]
         return part
 
@@ -282,8 +292,7 @@ class Pod(Guest):
         self._name = name
         self._stream = port
         self._ended = False
-        left_s = policy.kubernetes_pod_s - policy.kubernetes_start_s - policy.wall_s - GRACE_S
-        self._usable_until = time.monotonic() + left_s
+        self._usable_until = time.monotonic() + _usable_s(policy)
 
     @property
     def alive(self) -> bool:

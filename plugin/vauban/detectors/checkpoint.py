@@ -74,9 +74,9 @@ class WindowConfig(_Part):
     """How long text is cut. Tokens, special tokens included in `max_tokens`.
 
     `excerpts_from_logit`: windows whose own logit is at least this are scored again in excerpts
-    (`windows.excerpts`). `long_discount`: from the logit of a text that fills n windows so many
-    times log n is taken, since it has n chances of a false alarm; 1 would be Bonferroni's. Both
-    are here because the thresholds are set with them.
+    (`windows.excerpts`). `long_discount`: from the logit of a text that fills n different windows
+    so many times log n is taken, since it has n chances of a false alarm; 1 would be Bonferroni's.
+    Both are here because the thresholds are set with them.
     """
 
     max_tokens: int = Field(ge=8, le=16_384)

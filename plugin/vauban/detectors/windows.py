@@ -157,8 +157,12 @@ def excerpts(window: Ids) -> list[Ids]:
 
 
 def windows_worth(windows: Sequence[Ids], max_tokens: int) -> float:
-    """How many windows of `max_tokens` the tokens of these would fill; at least 1."""
-    return max(1.0, sum(map(len, windows)) / max_tokens)
+    """How many windows of `max_tokens` the tokens of these would fill; at least 1.
+
+    Equal ones count once: whoever repeats a window adds no chance of a false alarm.
+    """
+    different = {ids.tobytes(): len(ids) for ids in windows}
+    return max(1.0, sum(different.values()) / max_tokens)
 
 
 class WindowTokenizer:

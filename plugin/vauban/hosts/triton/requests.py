@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, Final
 
 import numpy as np
@@ -156,6 +157,10 @@ def _sampling(text: str | None) -> dict[str, Any]:
         raise MalformedRequest("extra_args must be an object", param="sampling_parameters")
     if isinstance(extra, dict):
         extra.pop(RESERVED_KEY, None)
+    for name in ("n", "max_tokens"):
+        # vLLM also takes "64" and 64.0, for which the caller would not be charged.
+        if type(found.get(name)) not in (int, NoneType):
+            raise MalformedRequest(f"{name} must be an integer", param="sampling_parameters")
     return found
 
 

@@ -8,7 +8,8 @@ log-probabilities spell the text too, so they come out with the text that they b
 all when something was taken out of it.
 
 Does not cover: answers of token ids without text (`/inference/v1/generate` in its default mode);
-what a model's reasoning says before and after a piece of its answer, read as one text.
+what a model's reasoning, or the arguments of one call, say before and after something else, read as
+one text.
 """
 
 from __future__ import annotations

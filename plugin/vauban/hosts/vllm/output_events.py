@@ -1,4 +1,7 @@
-"""Sanitises answers of the Responses API and of Anthropic's Messages API; see `output.py`."""
+"""Sanitises answers of the Responses API and of Anthropic's Messages API; see `output.py`.
+
+Does not cover: the texts of several items or blocks of one answer, read as one text.
+"""
 
 from __future__ import annotations
 

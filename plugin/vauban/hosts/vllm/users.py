@@ -81,8 +81,8 @@ class UsersApi:
         principal_id, act = matched["id"], matched["act"]
         if principal_id is None:
             return self._answer(await asyncio.to_thread(self._list, query))
-        if act and method != "POST":  # an id that ends like that is none
-            raise NotFound("there is no such user")
+        if act and method != "POST":  # a name that a gateway gave may end like that
+            principal_id, act = f"{principal_id}/{act}", None
         _check_id(principal_id)
         if method in ("GET", "HEAD"):
             return self._answer(self._explain(principal_id))
