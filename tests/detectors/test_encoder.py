@@ -103,6 +103,16 @@ def test_a_suspicious_window_scores_as_its_worst_excerpt(
     assert score(excerpts_from, words) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize(("bias", "bar"), [(-1e3, 0.0), (0.0, 0.5), (1e3, 1.0)])
+def test_no_calibration_is_too_steep_for_the_bar(tiny_dir: Path, bias: float, bar: float) -> None:
+    path = tiny_dir / "config.json"
+    config = json.loads(path.read_text())
+    config["window"]["excerpts_from_logit"] = 0.0
+    config["calibration"]["bias"] = bias
+    path.write_text(json.dumps(config))
+    assert Encoder.load(EncoderPolicy(weights=tiny_dir), "cpu")._excerpts_from == bar
+
+
 def test_long_windows_have_only_halves_for_excerpts() -> None:
     window = np.arange(100, dtype=np.int32)
     first, last = excerpts(window)

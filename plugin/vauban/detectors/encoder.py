@@ -301,7 +301,8 @@ def _pad(windows: Sequence[Ids], scorer: Scorer, longest: int) -> tuple[Tensor, 
 def _score_of(logit: float | None, calibration: Calibration) -> float:
     if logit is None:
         return math.inf
-    return 1 / (1 + math.exp(-logit / calibration.temperature - calibration.bias))
+    calibrated = logit / calibration.temperature + calibration.bias
+    return 0.5 * (1 + math.tanh(calibrated / 2))  # a sigmoid that can't overflow
 
 
 def _stack(parts: Sequence[Tensor]) -> NDArray[np.float32]:
