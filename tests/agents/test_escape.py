@@ -26,18 +26,9 @@ from vauban.agents.sandbox import Sandbox
 
 Limited = Callable[..., Result]
 
-READ_PROBES = """
-import os
-import _socket as socket
-
-found = {}
-
-def attempt(name, work):
-    try:
-        found[name] = work()
-    except Exception as error:
-        found[name] = f"refused: {type(error).__name__}"
-
+READ_PROBES = (
+    ATTEMPTS
+    + """
 def connect(family, kind, address):
     s = socket.socket(family, kind)
     s.settimeout(2)
@@ -55,6 +46,7 @@ attempt("kernel", lambda: os.uname().release)
 attempt("boot line", lambda: open("/proc/cmdline").read())
 print(found)
 """
+)
 GUEST_PROBES = (
     ATTEMPTS
     + """

@@ -22,10 +22,10 @@ _CARD = """# Encoder: injection score and embedding
 One BERT-class model ({layers} layers, {hidden} wide, {vocab} WordPiece tokens, uncased) that gives
 for every window of at most {window} tokens an injection logit and a unit embedding. Long text is
 read in windows that overlap by {overlap} tokens; the score is the worst window's, less
-{discount:g} log n in the logit where the text fills n windows, the embedding their mean. A window
-whose own logit is {excerpts:+g} or more is scored again without its first half and without its
-last, a short one without 4 and 8 tokens at either end too, against words that are added to calm it.
-Weights are int8 with one scale per row.
+{discount:g} log n in the logit where the text fills n different windows, the embedding their mean.
+A window whose own logit is {excerpts:+g} or more is scored again without its first half and without
+its last, a short one without 4 and 8 tokens at either end too, against words that are added to calm
+it. Weights are int8 with one scale per row.
 
 ## Intended use
 
@@ -88,8 +88,8 @@ so the numbers above are optimistic; no test set was used.
 - A harmless text that quotes an attack at length can be blocked; an attack phrased as an ordinary
   request (no override, no role change) can pass.
 - Attacks split over several requests or segments: each is scored by itself.
-- The longer a text, the surer a window of it must be: who fills n windows with harmless words
-  lowers the logit of an attack by {discount:g} log n.
+- The longer a text, the surer a window of it must be: who fills n windows with different harmless
+  words lowers the logit of an attack by {discount:g} log n.
 """
 
 
