@@ -5,7 +5,7 @@ virtual machine works. One container per guest, by `runsc run` on a bundle of ou
 read-only root, small writable places in memory, no right, no variable of the host. runsc runs as an
 unprivileged user, in a control group; where none can be made, there is no such tier.
 
-Options as of runsc 20240729 (Debian's backports) and of its sources of 2026.
+Options as of runsc 20221219 (Debian 12), 20240729 (its backports) and of its sources of 2026.
 """
 
 from __future__ import annotations
