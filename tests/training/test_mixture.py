@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vauban.training import augment, mixture
-from vauban.training.fit import collate
+from vauban.training.batches import collate
 from vauban.training.labelled import Row
 from vauban.training.lexicon import Lexicon
 from vauban.training.mixture import MAX_BAG, Example, Mixture, MixtureConfig

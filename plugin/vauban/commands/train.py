@@ -25,6 +25,12 @@ _FGSM = typer.Option(min=0.0, max=1.0, help="Share of the run after which FGSM i
 _HELD_OUT = typer.Option(help="Leave out sources whose name has this; repeatable.")
 _DISTILL = typer.Option(min=0.0, max=100.0, help="How firmly embeddings are held.")
 _HIDDEN = typer.Option(min=0.0, max=1.0, help="Largest share of a window's words to hide.")
+_CALMED = typer.Option(
+    min=0.0, max=1.0, help="Share of texts that get the words that calm the model most."
+)
+_CALMED_EACH = typer.Option(min=0.0, max=1.0, help="Repeatable, with each learning rate.")
+_WORKERS = typer.Option(min=0, help="Processes that draw examples ahead.")
+_DEVICE = typer.Option(help="torch device, or auto.")
 _HARD = typer.Option(min=0.0, max=1.0, help="Share after which only hard examples count; 1: never.")
 _BATCH = typer.Option(min=512, help="Of a batch, padding counted; 65536 suits a GPU.")
 
@@ -42,10 +48,11 @@ def injection(
     hold_out: Annotated[list[str] | None, _HELD_OUT] = None,
     distill_weight: Annotated[float, _DISTILL] = 6.0,
     word_dropout: Annotated[float, _HIDDEN] = 0.4,
+    adversarial_words: Annotated[float, _CALMED] = 0.0,
     hard_after: Annotated[float, _HARD] = 0.3,
     batch_tokens: Annotated[int, _BATCH] = 3072,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that draw examples ahead.")] = 0,
-    device: Annotated[str, typer.Option(help="torch device, or auto.")] = "auto",
+    workers: Annotated[int, _WORKERS] = 0,
+    device: Annotated[str, _DEVICE] = "auto",
 ) -> None:
     """Fine-tune the injection head and the upper layers, calibrate, write int8 weights."""
     from vauban.training.base import load_start  # torch is heavy; --help stays quick
@@ -63,6 +70,7 @@ def injection(
         adversarial_after=adversarial_after,
         distill_weight=distill_weight,
         word_dropout=word_dropout,
+        adversarial_words=adversarial_words,
         hard_after=hard_after,
         batch_tokens=batch_tokens,
     )
@@ -105,11 +113,15 @@ def validate(
     learning_rate: Annotated[
         list[float] | None, typer.Option(min=0.0, max=1.0, help="Repeatable: one setting each.")
     ] = None,
+    adversarial_words: Annotated[list[float] | None, _CALMED_EACH] = None,
     init: Annotated[
         str | None, typer.Option(help="Checkpoint to start from, or `shipped`.")
     ] = None,
     examples: Annotated[int, typer.Option(min=1, help="Texts to show per fit.")] = 4096,
     seed: Seed = 0,
+    batch_tokens: Annotated[int, _BATCH] = 3072,
+    workers: Annotated[int, _WORKERS] = 0,
+    device: Annotated[str, _DEVICE] = "auto",
 ) -> None:
     """Leave one source out: what settings do on attacks of sources they were not fitted on."""
     from vauban.detectors.windows import WindowTokenizer  # torch is heavy; --help stays quick
@@ -122,15 +134,26 @@ def validate(
     from vauban.training.validate import Fold, leave_one_out
 
     console = Console(stderr=True)
-    rates = learning_rate or [1e-4]
     configs = [
-        FitConfig(examples=examples, seed=seed, learning_rate=r, head_learning_rate=5 * r)
-        for r in rates
+        FitConfig(
+            examples=examples,
+            seed=seed,
+            learning_rate=rate,
+            head_learning_rate=5 * rate,
+            adversarial_words=share,
+            batch_tokens=batch_tokens,
+        )
+        for rate in learning_rate or [1e-4]
+        for share in adversarial_words or [0.0]
     ]
+
+    def named(setting: int) -> str:
+        config = configs[setting]
+        return f"learning rate {config.learning_rate:g}, words {config.adversarial_words:g}"
 
     def report(fold: Fold) -> None:
         typer.echo(
-            f"{fold.source}\t{rates[fold.setting]:g}\tAUC {fold.auc:.3f}"
+            f"{fold.source}\t{named(fold.setting)}\tAUC {fold.auc:.3f}"
             f"\trecall at 1% {fold.recall:.3f}\t{fold.attacks} attacks"
         )
 
@@ -140,10 +163,12 @@ def validate(
         files = data_files(data)
         rows = list(labelled_rows(files[TRAIN]))
         benign = list(labelled_rows(files.get(DEV_OOD, files[DEV])))
-        folds = leave_one_out(start, rows, benign, reader, configs, report)
-    for setting, rate in enumerate(rates):
+        folds = leave_one_out(
+            start, rows, benign, reader, configs, report, device=device, workers=workers
+        )
+    for setting in range(len(configs)):
         recalls = [fold.recall for fold in folds if fold.setting == setting]
-        typer.echo(f"mean\t{rate:g}\trecall at 1% {sum(recalls) / len(recalls):.3f}")
+        typer.echo(f"mean\t{named(setting)}\trecall at 1% {sum(recalls) / len(recalls):.3f}")
 
 
 @app.command()

@@ -31,8 +31,8 @@ from vauban.guard import Guard
 from vauban.policy import EncoderPolicy, Policy
 from vauban.training import evaluate
 from vauban.training.base import Start
+from vauban.training.batches import collate
 from vauban.training.evaluate import Floats, Labels
-from vauban.training.fit import collate
 from vauban.training.labelled import Row
 from vauban.training.lexical import BUCKETS
 from vauban.types import Origin, Segment

@@ -34,8 +34,10 @@ from vauban.detectors.windows import Ids
 from vauban.errors import WeightsError
 from vauban.training.attack_region import Region
 from vauban.training.base import Start
+from vauban.training.batches import batched, collate, torch_device
 from vauban.training.mixture import POOL_EXAMPLES, Example, Mixture
 from vauban.training.pools import pools
+from vauban.training.word_adversary import WordAdversary, Words
 
 SAVE_EVERY_S = 20.0
 _MASK_ID = 103  # [MASK] of the BERT vocabulary
@@ -49,7 +51,8 @@ class FitConfig:
     `hard_after` is the share of the run after which only examples that are still wrong, or near
     it, are learned from (and one in eight of the others). `adversarial_after` is the share after
     which each step also learns under a shift of length `adversarial_length`, in units of the mean
-    length of a token's hidden state; 1.0 = never.
+    length of a token's hidden state; 1.0 = never. `adversarial_words` is the share of examples
+    that get words which the model finds calming, or lose words that carry their score.
     """
 
     examples: int = 98_304
@@ -73,6 +76,7 @@ class FitConfig:
     adversarial_after: float = 1.0
     adversarial_length: float = 0.3
     word_dropout: float = 0.4
+    adversarial_words: float = 0.0
 
     @property
     def window(self) -> WindowConfig:
@@ -105,7 +109,7 @@ class Progress:
 
 
 class Trainer:
-    """:param device: where to compute; weights come and go as float32 on the CPU.
+    """:param device: where to compute (`torch_device`); weights come and go as float32 on the CPU.
     :param workers: processes that draw examples ahead; 0: drawn in between.
     """
 
@@ -116,7 +120,7 @@ class Trainer:
         frame: tuple[int, int],
         start: Start,
         state_path: Path,
-        device: torch.device | str = "cpu",
+        device: str = "cpu",
         workers: int = 0,
     ) -> None:
         self.config = config
@@ -124,7 +128,7 @@ class Trainer:
         self._mixture = mixture
         self._frame = frame
         self._state_path = state_path
-        self._device = torch.device(device)
+        self._device = torch_device(device)
         self._on_gpu = self._device.type == "cuda"
         arch = start.architecture
         self._teacher = EncoderModel.build(arch, _copies(start.teacher)).to(self._device)
@@ -140,6 +144,11 @@ class Trainer:
             ],
             weight_decay=config.weight_decay,
         )
+        self._adversary: WordAdversary | None = None
+        if config.adversarial_words:
+            words = Words.of(start.tokenizer, config.seed)
+            share = config.adversarial_words
+            self._adversary = WordAdversary(self.model, words, self._collated, share)
         self._base_rates = [group["lr"] for group in self._optimizer.param_groups]
         self._steps = 0
 
@@ -154,7 +163,7 @@ class Trainer:
             kept = examples
             if done >= self.config.hard_after * total:
                 kept = self._hard(examples, random)
-            batches = _batches(kept, self.config.batch_tokens, random)
+            batches = batched(kept, self.config.batch_tokens, random)
             count = len(examples) // POOL_EXAMPLES
             made = [
                 self._step(batch, done, (done + count * i / len(batches)) / total, random)
@@ -187,7 +196,7 @@ class Trainer:
         Of a bag only its worst window is kept.
         """
         chosen: list[Example] = []
-        for batch in _batches(examples, 4 * self.config.batch_tokens, random):
+        for batch in batched(examples, 4 * self.config.batch_tokens, random):
             with torch.no_grad():
                 ids, real, bag = self._collate(batch)
                 x = self._below(ids, real)
@@ -203,10 +212,13 @@ class Trainer:
 
     def _collate(self, batch: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
         """Ids and mask of all windows, and the example of each."""
-        windows = [w for example in batch for w in example.windows]
-        ids, real = collate(windows, self._frame, _PAD_ON_GPU if self._on_gpu else 1)
+        ids, real = self._collated([w for example in batch for w in example.windows])
         bag = torch.tensor([i for i, example in enumerate(batch) for _ in example.windows])
-        return ids.to(self._device), real.to(self._device), bag.to(self._device)
+        return ids, real, bag.to(self._device)
+
+    def _collated(self, windows: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+        ids, real = collate(windows, self._frame, _PAD_ON_GPU if self._on_gpu else 1)
+        return ids.to(self._device), real.to(self._device)
 
     def _below(self, ids: Tensor, real: Tensor) -> Tensor:
         """Hidden states after the frozen layers."""
@@ -234,11 +246,14 @@ class Trainer:
         """One step of the optimiser; loss and cosine (NaN where it was not looked at)."""
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * _schedule(done, self.config.warmup)
+        if self._adversary is not None:
+            with self._autocast():
+                batch = self._adversary(batch, random)
         ids, real, bag = self._collate(batch)
         labels = torch.tensor([float(e.label) for e in batch], device=self._device)
         hardened = number >= self.config.adversarial_after * self.config.pools
         cosine = math.nan
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._on_gpu):
+        with self._autocast():
             shared = self._below(self._masked(ids, random), real)
             shared.requires_grad_(hardened)
             x = self._above(shared, real)
@@ -251,7 +266,7 @@ class Trainer:
         objective.backward()  # type: ignore[no-untyped-call]
         if hardened and shared.grad is not None:
             moved = shifted(shared.detach(), shared.grad, real, self.config.adversarial_length)
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._on_gpu):
+            with self._autocast():
                 again = self._injection_loss(self._above(moved, real), real, bag, labels)
             again.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([p for _, p in self._trained_parameters()], 1.0)
@@ -262,6 +277,9 @@ class Trainer:
             for name, parameter in self._trained_parameters():
                 self._average[name].lerp_(parameter, 1 - decay)
         return float(loss.detach()), cosine
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._on_gpu)
 
     def _injection_loss(self, x: Tensor, real: Tensor, bag: Tensor, labels: Tensor) -> Tensor:
         logits = self.model.head(x, real).float()
@@ -330,45 +348,6 @@ def shifted(x: Tensor, gradient: Tensor, real: Tensor, length: float) -> Tensor:
     region = Region.around(x, length * mean, "l2", (None, None), real)
     uphill = region.direction(torch.where(region.free, gradient, 0.0))
     return region.project(region.center + region.epsilon * uphill)
-
-
-def collate(
-    windows: Sequence[Ids], frame: tuple[int, int], multiple: int = 1
-) -> tuple[Tensor, Tensor]:
-    """Pad to a multiple of tokens; put `frame`, the ids of [CLS] and [SEP], around each window.
-
-    :return: ids (int64) and mask (bool), [windows, tokens].
-    """
-    longest = -(-(max(map(len, windows)) + 2) // multiple) * multiple
-    ids = torch.zeros(len(windows), longest, dtype=torch.int64)
-    real = torch.zeros(len(windows), longest, dtype=torch.bool)
-    for row, window in enumerate(windows):
-        ids[row, 0] = frame[0]
-        ids[row, 1 : len(window) + 1] = torch.from_numpy(window)
-        ids[row, len(window) + 1] = frame[1]
-        real[row, : len(window) + 2] = True
-    return ids, real
-
-
-def _batches(
-    examples: Sequence[Example], batch_tokens: int, random: np.random.Generator
-) -> list[list[Example]]:
-    """Shuffled batches of examples of like length, at most `batch_tokens` padded tokens each."""
-    noise = random.uniform(0.9, 1.1, len(examples))
-    order = np.argsort([e.longest * n for e, n in zip(examples, noise, strict=True)])
-    batches: list[list[Example]] = []
-    batch: list[Example] = []
-    windows = longest = 0
-    for i in order:
-        example = examples[i]
-        longest = max(longest, example.longest + 2)
-        windows += len(example.windows)
-        if batch and windows * longest > batch_tokens:
-            batches.append(batch)
-            batch, windows, longest = [], len(example.windows), example.longest + 2
-        batch.append(example)
-    batches.append(batch)
-    return [batches[i] for i in random.permutation(len(batches))]
 
 
 def _copies(tensors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:

@@ -22,6 +22,7 @@ from vauban.detectors.windows import Ids, WindowTokenizer
 from vauban.errors import ConfigError
 from vauban.policy import EncoderPolicy
 from vauban.training.base import Start
+from vauban.training.batches import torch_device
 from vauban.training.card import model_card
 from vauban.training.finish import LEXICAL_NAME, Track, finish, uncalibrated, write_provenance
 from vauban.training.fit import FitConfig, Trainer
@@ -67,8 +68,6 @@ def train_injection(
     every_row = {name: list(labelled_rows(path)) for name, path in files.items()}
     rows = [r for r in every_row.pop(TRAIN) if not any(part in r.source for part in hold_out)]
     reader = Reader(WindowTokenizer.load(EncoderPolicy(weights=out)))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     state = out / STATE_NAME
     deep, table = _fit_heads(start, rows, reader, config, state, device, workers, track)
     tensors = {**deep, LEXICAL_NAME: table}
@@ -190,7 +189,7 @@ def _fit_heads(
     trainer = Trainer(config, mixture, reader.frame, start, state, device, workers)
     trainer.fit(lambda p: track("fit", p.pool, p.pools, f"loss {p.loss:.3f}, learned {p.kept:.0%}"))
     shown = _lexical_windows(mixture, lexicon, workers, track)
-    return trainer.tensors(), fit_lexical(shown, reader.frame, config.seed, device)
+    return trainer.tensors(), fit_lexical(shown, reader.frame, config.seed, torch_device(device))
 
 
 def _lexical_windows(

@@ -18,8 +18,9 @@ from vauban.detectors.bert import EncoderModel
 from vauban.detectors.windows import Ids, spans
 from vauban.training import evaluate
 from vauban.training.base import Start
+from vauban.training.batches import collate
 from vauban.training.evaluate import Floats
-from vauban.training.fit import FitConfig, Trainer, collate
+from vauban.training.fit import FitConfig, Trainer
 from vauban.training.labelled import Row
 from vauban.training.lexicon import Lexicon
 from vauban.training.mixture import Mixture
@@ -56,11 +57,15 @@ def leave_one_out(
     reader: Reader,
     configs: Sequence[FitConfig],
     report: Callable[[Fold], None],
+    *,
+    device: str = "cpu",
+    workers: int = 0,
 ) -> list[Fold]:
     """Fit every setting once per held-out source.
 
     :param rows: training rows; the attacks of each source in turn are the test.
     :param benign: harmless rows that set the threshold (1% false positives).
+    :param device: where to fit; :param workers: processes that draw examples ahead, 0: none.
     """
     random = np.random.default_rng(0)
     calm = _some([row for row in benign if row.label == 0], MAX_BENIGN, random)
@@ -73,7 +78,7 @@ def leave_one_out(
             (ids, row.label) for row in kept for ids in reader.labelled(row.text, row.label)
         )
         for setting, config in enumerate(configs):
-            model = _fit(start, kept, reader, lexicon, config)
+            model = _fit(start, kept, reader, lexicon, config, device, workers)
             logits = _worst_logits(model, tested, reader, config)
             labels = np.array([row.label for row in tested], np.int64)
             fold = Fold(
@@ -89,13 +94,19 @@ def leave_one_out(
 
 
 def _fit(
-    start: Start, rows: Sequence[Row], reader: Reader, lexicon: Lexicon, config: FitConfig
+    start: Start,
+    rows: Sequence[Row],
+    reader: Reader,
+    lexicon: Lexicon,
+    config: FitConfig,
+    device: str,
+    workers: int,
 ) -> EncoderModel:
     body = config.window_tokens - 2
     mixture = Mixture(rows, reader, lexicon, body=body, overlap=config.overlap_tokens)
     with TemporaryDirectory() as scratch:
         state = Path(scratch) / "state.safetensors"
-        trainer = Trainer(config, mixture, reader.frame, start, state)
+        trainer = Trainer(config, mixture, reader.frame, start, state, device, workers)
         trainer.fit(lambda _: None)
         return EncoderModel.build(start.architecture, trainer.tensors())
 
