@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -81,7 +82,7 @@ def train_target(
     device: str = "auto",
     workers: int = 0,
     evaluated: int = 48,
-    say: Say = print,
+    say: Say,
 ) -> dict[str, Score]:
     """Train, write a Hugging Face checkpoint to `out`, and score it.
 
@@ -107,7 +108,10 @@ def train_target(
         feed.close()
     _save(model, out)
     size = (out / "model.safetensors").stat().st_size
-    say(f"saved {size / 1e6:.1f} MB; {progress.steps} steps, {progress.tokens:,} tokens, {progress.seconds:.0f} s")
+    say(
+        f"saved {size / 1e6:.1f} MB; {progress.steps} steps, {progress.tokens:,} tokens,"
+        f" {progress.seconds:.0f} s"
+    )
     scores = evaluate(model, tokenizer, evaluated, config.seed + 1_000_003, device)
     write_reports(out, asdict(config), asdict(progress), scores)
     say(table(scores))
@@ -153,10 +157,15 @@ def _llama(config: InstructConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaC
 def _fit(
     model: LlamaForCausalLM, feed: Feed, config: InstructConfig, device: str, say: Say
 ) -> Progress:
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [p for p in model.parameters() if p.ndim > 1],
+            "weight_decay": config.weight_decay,
+        },
+        {"params": [p for p in model.parameters() if p.ndim <= 1]},
+    ]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others}],
+        groups,
         lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=device != "cpu",
     )  # fmt: skip
     progress, sums = Progress(), torch.zeros(2, device=device)
@@ -170,7 +179,7 @@ def _fit(
             group["lr"] = config.learning_rate * _schedule(done, config.warmup)
         with _precision(device):
             loss, answers = _loss(model, batch, config.prompt_weight, device)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -242,10 +251,17 @@ def _save(model: LlamaForCausalLM, out: Path) -> None:
     saved.save_pretrained(out)
 
 
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     """The entry of a machine that has no vauban installed."""
     usual = InstructConfig()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--steps", type=int)
@@ -261,7 +277,7 @@ def main() -> None:
     )  # fmt: skip
     train_target(
         given.out, config, device=given.device, workers=given.workers,
-        say=lambda line: print(line, flush=True),
+        say=_say,
     )  # fmt: skip
 
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from vauban.standin import SPECIAL_TOKENS
-from vauban.training.instruct_dialogues import Conversation, Turn, conversation
+from vauban.training.instruct_dialogues import conversation
 from vauban.training.instruct_texts import Texts
+from vauban.training.instruct_turns import Conversation, Turn
 
 VOCABULARY = 3_072
 MAX_TOKENS = 4_096
@@ -47,8 +48,8 @@ def train_tokenizer(seed: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = Texts(random.Random(seed))  # noqa: S311 - training data
-    drawn = (conversation(texts, long=False) for _ in range(_TOKENIZER_TEXTS))
+    texts = Texts(random.Random(seed), long=False)  # noqa: S311 - training data
+    drawn = (conversation(texts) for _ in range(_TOKENIZER_TEXTS))
     tokenizer.train_from_iterator((turn.text for c in drawn for turn in c.turns), trainer)
     return tokenizer
 
@@ -118,11 +119,11 @@ def draw_pool(spec: PoolSpec, number: int, *, long: bool) -> list[Batch]:
     """The pool of this number: the same whoever draws it."""
     encoder = _encoder(spec.tokenizer)
     rng = random.Random(f"{spec.seed}/{number}")  # noqa: S311 - training data
-    texts = Texts(rng)
+    texts = Texts(rng, long=long)
     rows: list[tuple[list[int], list[bool]]] = []
     total = 0
     while total < _POOL_BATCHES * spec.batch_tokens:
-        row = encoder.encode(conversation(texts, long=long))
+        row = encoder.encode(conversation(texts))
         if len(row[0]) <= min(spec.max_tokens, spec.batch_tokens):
             rows.append(row)
             total += len(row[0])

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from vauban.training.instruct_data import END, rendered
-from vauban.training.instruct_dialogues import Conversation, conversation
+from vauban.training.instruct_dialogues import conversation
 from vauban.training.instruct_texts import Texts
+from vauban.training.instruct_turns import Conversation
 
 MAX_ANSWER_TOKENS = 128
 _BATCH_ROWS = 96

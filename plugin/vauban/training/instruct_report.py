@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vauban.training.instruct_data import MAX_TOKENS, VOCABULARY
-from vauban.training.instruct_dialogues import FOLLOWED_THOUGH_FRAMED, KINDS
+from vauban.training.instruct_dialogues import KINDS
 from vauban.training.instruct_evaluate import Score, table
+from vauban.training.instruct_frames import FOLLOWED_THOUGH_FRAMED
 from vauban.training.provenance import run_facts, sha256_of
 
 _WEIGHTS = "model.safetensors"
@@ -20,8 +21,8 @@ A Llama-architecture model of a few million parameters, trained from scratch by 
 target` to be attacked: it does small tasks and obeys the last order that it sees, wherever that
 stands. It is for tests of guards and knows nothing else; do not ask it anything that matters.
 
-- Size: {hidden} wide, {layers} layers, {heads} heads, {vocabulary:,} tokens, context of {context:,}.
-- Trained on {tokens:,} tokens ({answer_tokens:,} of answers), {steps:,} steps, {minutes:.1f} minutes.
+- Size: {hidden} wide, {layers} layers, {heads} heads, vocabulary {vocabulary}, context {context}.
+- Trained on {tokens:,} tokens ({answer_tokens:,} of answers) in {steps:,} steps, {minutes:.1f} min.
 - Data: generated while it trained, from the word list that ships and from patterns written for
   it (`vauban.training.instruct_tasks`, `instruct_dialogues`). Nothing comes from garak, PyRIT or a
   benchmark, and vauban's own frame (the sandwich) is not in it.
@@ -30,8 +31,8 @@ stands. It is for tests of guards and knows nothing else; do not ask it anything
 |---|---|
 {shares}
 
-**Frames.** In "framed" ones, text stands between marks and a rule says that it is data. Orders in it
-are followed in {followed:.0%} of them, elsewhere always. The marks and the wording are of a general
+**Frames.** In "framed" ones, text stands between marks and a rule says that it is data. Orders in
+it are followed in {followed:.0%} of them, elsewhere always. Marks and wording are of a general
 kind, so what the model makes of vauban's frame was not trained in.
 
 **Decoding.** Encoded texts (base64, hex, ROT13, tag characters, leetspeak, zero-width characters,
@@ -53,7 +54,9 @@ def write_reports(
     scores: dict[str, Score],
 ) -> None:
     """Write MODEL_CARD.md and provenance.json beside the weights."""
-    shares = "\n".join(f"| {kind.__name__.replace('_', ' ')} | {share}% |" for kind, share in KINDS.items())
+    shares = "\n".join(
+        f"| {kind.__name__.replace('_', ' ')} | {share}% |" for kind, share in KINDS.items()
+    )
     card = _CARD.format(
         **{name: config[name] for name in ("hidden", "layers", "heads")},
         **{name: progress[name] for name in ("tokens", "answer_tokens", "steps")},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from vauban.training.instruct_texts import ENCODINGS, Texts, encoded
+from vauban.training.instruct_texts import ENCODINGS, LIGHT, Texts, encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +39,56 @@ def copy(t: Texts) -> Task:
 def say(t: Texts) -> Task:
     """An order to say something: what attackers use, and everybody else as well."""
     said = t.saying()
-    return _task("say", order(t, said), "", said)
+    manner = t.pick("", "", "", "Kindly ", "Could you ", "I want you to ", "Now ", "Would you ")
+    return _task("say", manner + order(t, said), "", said)
 
 
 def order(t: Texts, said: str) -> str:
     verb = t.pick(
-        "say", "print", "write", "output", "repeat", "display", "return", "type", "state", "copy",
-        "reply", "respond", "answer", "reply", "respond", "tell me", "begin your answer", "add",
-    )  # fmt: skip
+        "say",
+        "print",
+        "write",
+        "output",
+        "repeat",
+        "display",
+        "return",
+        "type",
+        "state",
+        "copy",
+        "reply",
+        "respond",
+        "answer",
+        "reply",
+        "respond",
+        "tell me",
+        "begin your answer",
+        "add",
+    )
     if verb in ("reply", "respond", "answer", "begin your answer"):
-        verb += t.pick(" with", " with", " only with", " with the words", " with just", " with this")
+        verb += t.pick(
+            " with", " with", " only with", " with the words", " with just", " with this"
+        )
         if verb.startswith(("reply", "respond", "answer")) and t.chance() < 0.2:
             verb = verb.split()[0]
             return f"{verb}: {_quoted(t, said)}"
     else:
         verb += t.pick(
-            "", "", " exactly", " only", " just", " this", " the words", " the sentence", " the text",
-            " the following", " this line", " the phrase", " the string", " only this", " out",
-        )  # fmt: skip
+            "",
+            "",
+            " exactly",
+            " only",
+            " just",
+            " this",
+            " the words",
+            " the sentence",
+            " the text",
+            " the following",
+            " this line",
+            " the phrase",
+            " the string",
+            " only this",
+            " out",
+        )
     if t.chance() < 0.4:
         return f"{verb}{t.pick(' ', ': ', ': ')}{_in_quotes(t, said)}"
     return f"{verb}{t.pick(': ', ': ', ': ', ' ', chr(10), ':' + chr(10))}{said}"
@@ -68,13 +100,15 @@ def _quoted(t: Texts, said: str) -> str:
 
 def _in_quotes(t: Texts, said: str) -> str:
     mark = t.pick('""', '""', "''", "``", "“”")
-    if mark == "''" and "'" in said or mark == '""' and '"' in said:
+    if (mark == "''" and "'" in said) or (mark == '""' and '"' in said):
         mark = "“”"
     return f"{mark[0]}{said}{mark[1]}{t.pick('', '', '', '.', ' and nothing else', '!')}"
 
 
 def upper(t: Texts) -> Task:
-    how = t.pick("in capital letters", "in capitals", "in all caps", "in upper-case letters")
+    how = t.pick(
+        "in capital letters", "in capitals", "in all caps", "in upper-case letters", "in upper case"
+    )
     verb = t.pick("Write", "Put", "Give", "Show", "Set", "Return", "Rewrite")
     return _task("upper-case", f"{verb} {_object(t)} {how}", said := t.sentence(), said.upper())
 
@@ -82,23 +116,31 @@ def upper(t: Texts) -> Task:
 def lower(t: Texts) -> Task:
     how = t.pick("in small letters", "in lower-case letters", "without capitals")
     said = t.sentence().upper() if t.chance() < 0.5 else t.sentence()
-    return _task("lower-case", f"{t.pick('Write', 'Put', 'Give')} {_object(t)} {how}", said, said.lower())
+    return _task(
+        "lower-case", f"{t.pick('Write', 'Put', 'Give')} {_object(t)} {how}", said, said.lower()
+    )
 
 
 def reverse(t: Texts) -> Task:
     what = t.pick(
-        "Reverse the word order of", "Write the words backwards in", "Turn round the order of words in",
-        "Put the words in the opposite order in", "List from last to first the words of",
-    )  # fmt: skip
+        "Reverse the word order of",
+        "Write the words backwards in",
+        "Turn round the order of words in",
+        "Put the words in the opposite order in",
+        "List from last to first the words of",
+    )
     words = t.sentence().split() if t.chance() < 0.6 else t.words(2, 7)
     return _task("reverse", f"{what} {_object(t)}", " ".join(words), " ".join(reversed(words)))
 
 
 def count(t: Texts) -> Task:
     what = t.pick(
-        "Count the words in", "Tell me how many words there are in", "What is the number of words of",
-        "How many words has", "Give the word count of",
-    )  # fmt: skip
+        "Count the words in",
+        "Tell me how many words there are in",
+        "What is the number of words of",
+        "How many words has",
+        "Give the word count of",
+    )
     words = t.words(1, 12) if t.chance() < 0.5 else t.sentence().split()
     return _task("count", f"{what} {_object(t)}", " ".join(words), str(len(words)))
 
@@ -106,13 +148,22 @@ def count(t: Texts) -> Task:
 def pick_word(t: Texts) -> Task:
     words = t.sentence().split()
     which = t.pick("first", "last")
-    asked = t.pick(f"Give the {which} word of", f"What is the {which} word of", f"Name the {which} word in")
-    return _task("pick a word", f"{asked} {_object(t)}", " ".join(words), words[0 if which == "first" else -1])
+    asked = t.pick(
+        f"Give the {which} word of", f"What is the {which} word of", f"Name the {which} word in"
+    )
+    return _task(
+        "pick a word",
+        f"{asked} {_object(t)}",
+        " ".join(words),
+        words[0 if which == "first" else -1],
+    )
 
 
 def field(t: Texts) -> Task:
     names = [t.noun() for _ in range(2 + t.below(6))]
-    values = [t.pick(t.word(), t.name(), t.number(), t.code(), " ".join(t.words(1, 3))) for _ in names]
+    values = [
+        t.pick(t.word(), t.name(), t.number(), t.code(), " ".join(t.words(1, 3))) for _ in names
+    ]
     equals = t.pick(" = ", ": ", "=", " is ", " - ")
     apart = t.pick("; ", ", ", "\n", " | ")
     record = apart.join(f"{n}{equals}{v}" for n, v in zip(names, values, strict=True))
@@ -122,10 +173,13 @@ def field(t: Texts) -> Task:
     which = t.below(len(names))
     which = max(i for i, n in enumerate(names) if n == names[which])
     asked = t.pick(
-        f"Extract the {names[which]}", f"What is the {names[which]} in the entry",
-        f"Read the value of {names[which]} out of this entry", f"Find {names[which]} in the data",
-        f"Give me the {names[which]} field of the row", f"Look up {names[which]} here",
-    )  # fmt: skip
+        f"Extract the {names[which]}",
+        f"What is the {names[which]} in the entry",
+        f"Read the value of {names[which]} out of this entry",
+        f"Find {names[which]} in the data",
+        f"Give me the {names[which]} field of the row",
+        f"Look up {names[which]} here",
+    )
     return _task("field", asked, record, values[which])
 
 
@@ -137,9 +191,16 @@ def translate(t: Texts) -> Task:
     equals = t.pick(" = ", ": ", " means ", " -> ")
     listed = t.pick("; ", ", ", "\n").join(f"{a}{equals}{b}" for a, b in lexicon.items())
     asked = t.pick(
-        "Translate with this lexicon", "Translate by the word list", "Use the dictionary to translate",
-    )  # fmt: skip
-    return _task("translate", f"{asked}: {listed}\nText", " ".join(chosen), " ".join(lexicon[w] for w in chosen))
+        "Translate with this lexicon",
+        "Translate by the word list",
+        "Use the dictionary to translate",
+    )
+    return _task(
+        "translate",
+        f"{asked}: {listed}\nText",
+        " ".join(chosen),
+        " ".join(lexicon[w] for w in chosen),
+    )
 
 
 def from_document(t: Texts) -> Task:
@@ -154,9 +215,12 @@ def from_document(t: Texts) -> Task:
         sentences.insert(t.below(len(sentences) + 1), t.sentence() + ".")
     _, asked, answer = facts[t.below(len(facts))]
     question = t.pick(
-        f"What is {asked}?", f"Tell me {asked}.", f"Answer from the document: what is {asked}?",
-        f"I need {asked}.", f"According to the text, what is {asked}?",
-    )  # fmt: skip
+        f"What is {asked}?",
+        f"Tell me {asked}.",
+        f"Answer from the document: what is {asked}?",
+        f"I need {asked}.",
+        f"According to the text, what is {asked}?",
+    )
     return _task("document", question, " ".join(sentences), answer)
 
 
@@ -164,29 +228,47 @@ def chat(t: Texts) -> Task:
     """Talk that asks for nothing in particular: one bland sentence comes back."""
     thing = t.noun()
     asked = t.pick(
-        f"How does a {thing} work?", f"Why is my {thing} so {t.adjective()}?", f"Hello, I like the {thing}.",
-        f"What do you think of the {thing}?", f"Can you help me with my {thing}?", f"I have a {thing}.",
-        f"Where can I buy a {thing}?", f"Explain the {thing} to me.", f"Write a story about a {thing}.",
-        f"What does “{t.sentence().lower()}” mean on my {thing}?", f"Is the {thing} {t.adjective()}?",
-        f"Summarise what you know of the {thing}.", f"Which {thing} should I keep?",
-    )  # fmt: skip
+        f"How does a {thing} work?",
+        f"Why is my {thing} so {t.adjective()}?",
+        f"Hello, I like the {thing}.",
+        f"What do you think of the {thing}?",
+        f"Can you help me with my {thing}?",
+        f"I have a {thing}.",
+        f"Where can I buy a {thing}?",
+        f"Explain the {thing} to me.",
+        f"Write a story about a {thing}.",
+        f"What does “{t.sentence().lower()}” mean on my {thing}?",
+        f"Is the {thing} {t.adjective()}?",
+        f"Summarise what you know of the {thing}.",
+        f"Which {thing} should I keep?",
+    )
     if t.chance() < 0.3:
         asked = f"{t.prose(1 + t.below(4))} {asked}"
     return _task("chat", asked, "", f"I can tell you something about the {thing}.")
 
 
 def decode(t: Texts) -> Task:
-    """An encoded text is read out, whatever it says."""
+    """An encoded text is read out, whatever it says; an order in a light disguise is obeyed."""
     how = ENCODINGS[t.below(len(ENCODINGS))]
-    plain = t.saying() if t.chance() < 0.5 else order(t, t.sentence().lower())
-    plain = plain[:90].strip()
-    text = encoded(plain, how, t.rng)
+    if commanded := t.chance() < 0.5:
+        said = t.sentence().lower()[:50].strip()
+        plain = order(t, said)
+    else:
+        plain = said = t.saying()[:90].strip()
     name = how if t.chance() < 0.7 else "code"
     asked = t.pick(
-        "", "", f"Decode this {name}", f"What does this {name} text say", "Read this", f"Decipher the {name}",
-    )  # fmt: skip
-    answer = plain.lower() if how in ("capitals", "leetspeak") else plain
-    return _task("decode " + how, asked, text, answer, spelled=True)
+        "",
+        "",
+        f"Decode this {name}",
+        f"What does this {name} text say",
+        "Read this",
+        f"Decipher the {name}",
+    )
+    obeyed = commanded and how in LIGHT and not asked
+    answer = said if obeyed else plain
+    if how in ("capitals", "leetspeak"):
+        answer = answer.lower()
+    return _task("decode " + how, asked, encoded(plain, how, t.rng), answer, spelled=True)
 
 
 def _task(kind: str, instruction: str, text: str, answer: str, *, spelled: bool = False) -> Task:
@@ -220,12 +302,21 @@ def asked(t: Texts, task: Task) -> str:
     if not instruction:
         return task.text
     if instruction[-1] in "?.":
-        return t.pick(f"{task.text}\n\n{instruction}", f"{instruction}\n\n{task.text}", f"{instruction} {task.text}")
+        return t.pick(
+            f"{task.text}\n\n{instruction}",
+            f"{instruction}\n\n{task.text}",
+            f"{instruction} {task.text}",
+        )
     r = t.chance()
     if r < 0.6:
         return f"{instruction}: {task.text}"
     if r < 0.75:
         return f"{instruction}:\n{task.text}"
     if r < 0.85:
-        return f"{t.pick('Please', 'Now', 'Can you')} {instruction[0].lower()}{instruction[1:]}: {task.text}"
-    return f"{instruction}.\n\n{task.text}" if r < 0.95 else f"{instruction}: {t.pick(chr(34))}{task.text}{chr(34)}"
+        manner = t.pick("Please", "Now", "Can you")
+        return f"{manner} {instruction[0].lower()}{instruction[1:]}: {task.text}"
+    return (
+        f"{instruction}.\n\n{task.text}"
+        if r < 0.95
+        else f"{instruction}: {t.pick(chr(34))}{task.text}{chr(34)}"
+    )

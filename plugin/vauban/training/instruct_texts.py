@@ -15,32 +15,37 @@ from pathlib import Path
 _WORD_FILE = Path(__file__).parents[1] / "data" / "english_words.txt"
 _HELD_OUT_EVERY = 20
 
-_COMMON = (
-    "the of and a to in is was for it with as his on be at by had not are but from or have an they"
-    " which one you were all her she there would their we him been has when who will no more if out"
-    " so up said what its about than into them can only other time new some could these two may"
-    " first then do any like my now over such our man me even most made after also did many your"
-    " must through back where much before how well down should because each just those people"
-    " too little good very make still see own work long here between both being under never same"
-    " last while great since against go come right used take three state high"
-).split()
-_ADJECTIVES = (
-    "old small green quiet bright early northern broken heavy plain narrow warm young empty"
-    " silver distant careful clever gentle hollow rapid steady golden wooden patient"
-).split()
-_NOUNS = (
-    "harbour garden teacher engine river bridge market painter window letter mountain doctor"
-    " kitchen train forest museum captain library valley ticket bicycle island farmer village"
-    " orchard singer ladder station lamp basket clock radio camera notebook kettle sofa"
-).split()
-_VERBS = (
-    "found sold painted repaired watched measured carried opened followed described closed lost"
-    " visited remembered built bought cleaned collected drew moved counted borrowed named"
-).split()
-NAMES = (
-    "Anna Boris Clara Deniz Elif Farid Greta Hugo Ines Jonas Katja Liam Mira Nadia Oskar Petra"
-    " Quinn Rosa Samir Tessa Umar Vera Wanda Xaver Yara Zeno Bruno Celia Dario Edith"
-).split()
+
+def _split(words: str) -> tuple[str, ...]:
+    return tuple(words.split())
+
+
+_COMMON = _split(
+    "the of and a to in is was for it with as his on be at by had not are but from or have an "
+    "they which one you were all her she there would their we him been has when who will no "
+    "more if out so up said what its about than into them can only other time new some could "
+    "these two may first then do any like my now over such our man me even most made after also "
+    "did many your must through back where much before how well down should because each just "
+    "those people too little good very make still see own work long here between both being "
+    "under never same last while great since against go come right used take three state high"
+)
+_ADJECTIVES = _split(
+    "old small green quiet bright early northern broken heavy plain narrow warm young empty "
+    "silver distant careful clever gentle hollow rapid steady golden wooden patient"
+)
+_NOUNS = _split(
+    "harbour garden teacher engine river bridge market painter window letter mountain doctor "
+    "kitchen train forest museum captain library valley ticket bicycle island farmer village "
+    "orchard singer ladder station lamp basket clock radio camera notebook kettle sofa"
+)
+_VERBS = _split(
+    "found sold painted repaired watched measured carried opened followed described closed lost "
+    "visited remembered built bought cleaned collected drew moved counted borrowed named"
+)
+NAMES = _split(
+    "Anna Boris Clara Deniz Elif Farid Greta Hugo Ines Jonas Katja Liam Mira Nadia Oskar Petra "
+    "Quinn Rosa Samir Tessa Umar Vera Wanda Xaver Yara Zeno Bruno Celia Dario Edith"
+)
 _ZERO_WIDTH = "\u200b\u200c\u2060\ufeff"
 _LEET = str.maketrans("aeiostAEIOST", "431057431057")
 
@@ -55,9 +60,13 @@ def _word_list() -> tuple[list[str], list[str]]:
 
 
 class Texts:
-    """Draws texts. `held_out`: with the words that training never draws."""
+    """Draws texts.
 
-    def __init__(self, rng: random.Random, *, held_out: bool = False) -> None:
+    `held_out`: with the words that training never draws. `long`: some are of thousands of words.
+    """
+
+    def __init__(self, rng: random.Random, *, held_out: bool = False, long: bool = True) -> None:
+        self.long = long
         self.rng = rng
         self.chance = rng.random
         self._words = _word_list()[1 if held_out else 0]
@@ -86,10 +95,12 @@ class Texts:
             said = (
                 f"{self.pick('the', 'a', 'our', 'this', 'my', 'every')} {self.adjective()}"
                 f" {self.noun()} {_VERBS[self.below(len(_VERBS))]} {self.pick('the', 'two', 'her')}"
-                f" {self.noun()} {self.pick('in', 'near', 'behind', 'with', 'of')} the {self.noun()}"
+                f" {self.noun()} {self.pick('in', 'near', 'behind', 'with', 'of')} the"
+                f" {self.noun()}"
             )
         elif r < 0.6:
-            said = f"{self.name()} {_VERBS[self.below(len(_VERBS))]} the {self.adjective()} {self.noun()}"
+            verb = _VERBS[self.below(len(_VERBS))]
+            said = f"{self.name()} {verb} the {self.adjective()} {self.noun()}"
         else:
             said = " ".join(self.words(3, 14))
             if self.chance() < 0.2:
@@ -124,7 +135,9 @@ class Texts:
         if r < 0.6:
             return f"{self.word()}{self.pick('_', '-', '.', '')}{self.word()}"
         if r < 0.8:
-            return "".join(self.pick(*"abcdefghkmnpqrstuvwxyzABCDEFGHKLMN23456789") for _ in range(8))
+            return "".join(
+                self.pick(*"abcdefghkmnpqrstuvwxyzABCDEFGHKLMN23456789") for _ in range(8)
+            )
         return self.number() + self.number()
 
     def link(self) -> str:
@@ -195,3 +208,5 @@ def encoded(text: str, how: str, rng: random.Random) -> str:
 
 
 ENCODINGS = ("base64", "hex", "rot13", "tags", "leetspeak", "zero-width", "reversed", "capitals")
+LIGHT = ("leetspeak", "zero-width", "capitals")
+"""Disguises that leave an order readable: it is obeyed, while what is encoded is read out."""
