@@ -179,6 +179,7 @@ def extraction(
 @app.command()
 def target(
     out: Annotated[Path, typer.Option(help="Directory of the checkpoint.")],
+    init: Annotated[Path | None, typer.Option(help="A trained target to go on from.")] = None,
     minutes: Annotated[float | None, _MINUTES] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Train so long instead.")] = None,
     seed: Seed = 0,
@@ -204,6 +205,7 @@ def target(
             config,
             device=device,
             workers=workers,
+            init=init,
             say=lambda line: console.print(line, highlight=False, markup=False),
         )
     typer.echo(f"{out}: trained target")

@@ -81,6 +81,7 @@ def train_target(
     *,
     device: str = "auto",
     workers: int = 0,
+    init: Path | None = None,
     evaluated: int = 48,
     say: Say,
 ) -> dict[str, Score]:
@@ -88,6 +89,7 @@ def train_target(
 
     :param device: "auto" takes CUDA where there is one.
     :param workers: processes that draw conversations ahead; 0: none.
+    :param init: a trained target to go on from; give another seed than its own.
     :param evaluated: conversations of each kind to score it on.
     :raises ConfigError: the settings contradict each other.
     """
@@ -96,12 +98,14 @@ def train_target(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = _write_tokenizer(out, config.seed)
+    started = load_target(init) if init else None
+    tokenizer = started[1] if started else _new_tokenizer(config.seed)
+    tokenizer.save_pretrained(out)
     spec = PoolSpec(out / "tokenizer.json", config.seed, config.batch_tokens)
     feed = Feed(spec, workers, impatient=config.minutes is not None)
     try:
         torch.manual_seed(config.seed)
-        model = LlamaForCausalLM(_llama(config, tokenizer))
+        model = started[0] if started else LlamaForCausalLM(_llama(config, tokenizer))
         say(f"{sum(p.numel() for p in model.parameters()):,} parameters, on {device}")
         progress = _fit(model.to(device), feed, config, device, say)
     finally:
@@ -125,7 +129,7 @@ def load_target(directory: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerF
     return model, tokenizer
 
 
-def _write_tokenizer(out: Path, seed: int) -> PreTrainedTokenizerFast:
+def _new_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=train_tokenizer(seed),
         eos_token=END,
@@ -134,7 +138,6 @@ def _write_tokenizer(out: Path, seed: int) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
     )
     fast.chat_template = CHAT_TEMPLATE
-    fast.save_pretrained(out)
     return fast
 
 
@@ -263,6 +266,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path)
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--seed", type=int, default=0)
@@ -276,7 +280,7 @@ def main() -> None:
         learning_rate=given.learning_rate,
     )  # fmt: skip
     train_target(
-        given.out, config, device=given.device, workers=given.workers,
+        given.out, config, device=given.device, workers=given.workers, init=given.init,
         say=_say,
     )  # fmt: skip
 
