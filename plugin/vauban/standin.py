@@ -16,8 +16,8 @@ SEED = 20_403
 VOCABULARY = 1_024
 MAX_MODEL_LEN = 16_384
 
-_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
-_TEMPLATE = (
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
+CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% elif message['content'] %}{% for part in message['content'] %}"
@@ -126,7 +126,7 @@ def _write_tokenizer(directory: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=list(_SPECIAL),
+        special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -137,7 +137,7 @@ def _write_tokenizer(directory: Path) -> None:
         eos_token="<|im_end|>",  # noqa: S106 - a token of a vocabulary
         pad_token="<|endoftext|>",  # noqa: S106
     )
-    fast.chat_template = _TEMPLATE
+    fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(directory)
 
 
@@ -154,7 +154,7 @@ def _write_model(directory: Path, architecture: str) -> None:
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=MAX_MODEL_LEN,
-        eos_token_id=_SPECIAL.index("<|im_end|>"),
+        eos_token_id=SPECIAL_TOKENS.index("<|im_end|>"),
         bos_token_id=None,
         tie_word_embeddings=False,
         architectures=[architecture],

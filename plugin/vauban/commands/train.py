@@ -1,4 +1,4 @@
-"""`vauban train`: make the encoder's weights. Needs `pip install 'vauban[train]'`, no GPU."""
+"""`vauban train`: make weights. The encoder's need `pip install 'vauban[train]'` and no GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vauban.commands.progress import tracking
 from vauban.detectors.checkpoint import shipped
 from vauban.errors import VaubanError
 
-app = typer.Typer(help="Train the encoder.", no_args_is_help=True)
+app = typer.Typer(help="Train the encoder, and a model to attack.", no_args_is_help=True)
 
 Data = Annotated[Path, typer.Option(help="Directory: train and dev (and dev_ood) .jsonl[.gz].")]
 Seed = Annotated[int, typer.Option(min=0)]
@@ -32,6 +32,8 @@ _CALMED_EACH = typer.Option(min=0.0, max=1.0, help="Repeatable, with each learni
 _WORKERS = typer.Option(min=0, help="Processes that draw examples ahead.")
 _DEVICE = typer.Option(help="torch device, or auto.")
 _HARD = typer.Option(min=0.0, max=1.0, help="Share after which only hard examples count; 1: never.")
+_MINUTES = typer.Option(min=0.01, help="Train so long; 5 on a GPU.")
+_TARGET_BATCH = typer.Option(min=256, help="Of a batch, padding counted; 4096 suits a CPU.")
 _BATCH = typer.Option(min=512, help="Of a batch, padding counted; 65536 suits a GPU.")
 
 
@@ -197,6 +199,41 @@ def extraction(
         fitted = fit_reference(world, people, seed, about, partial(track, "people"), workers)
         fitted.save(out)
     typer.echo(f"{out}: reference of {people} simulated people")
+
+
+@app.command()
+def target(
+    out: Annotated[Path, typer.Option(help="Directory of the checkpoint.")],
+    init: Annotated[Path | None, typer.Option(help="A trained target to go on from.")] = None,
+    minutes: Annotated[float | None, _MINUTES] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Train so long instead.")] = None,
+    seed: Seed = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw texts ahead.")] = 0,
+    device: Annotated[str, typer.Option(help="torch device, or auto.")] = "auto",
+    batch_tokens: Annotated[int, _TARGET_BATCH] = 32_768,
+    learning_rate: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.5e-3,
+) -> None:
+    """Train the small stand-in target from scratch: it obeys the last order that it sees."""
+    from vauban.training.instruct import InstructConfig, train_target  # torch is heavy
+
+    console = Console(stderr=True)
+    config = InstructConfig(
+        minutes=minutes,
+        steps=steps,
+        seed=seed,
+        batch_tokens=batch_tokens,
+        learning_rate=learning_rate,
+    )
+    with _reported(console):
+        train_target(
+            out,
+            config,
+            device=device,
+            workers=workers,
+            init=init,
+            say=lambda line: console.print(line, highlight=False, markup=False),
+        )
+    typer.echo(f"{out}: trained target")
 
 
 def _checkpoint(init: str | None) -> Path | None:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -35,6 +31,7 @@ from vauban.training.batches import collate
 from vauban.training.evaluate import Floats, Labels
 from vauban.training.labelled import Row
 from vauban.training.lexical import BUCKETS
+from vauban.training.provenance import run_facts
 from vauban.types import Origin, Segment
 
 LEXICAL_NAME = "lexical.table"
@@ -247,30 +244,10 @@ def uncalibrated(architecture: Mapping[str, object], window: WindowConfig) -> di
 
 def write_provenance(out: Path, final: CheckpointConfig, facts: Mapping[str, object]) -> None:
     """`facts` of the run, and what all runs tell: commit, packages, hardware, hash."""
-    packages = ("vauban", "torch", "numpy", "tokenizers", "safetensors")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     document = {
         **facts,
-        "commit": _commit(),
         WEIGHTS_NAME + "_sha256": final.weights_sha256,
-        "packages": {"python": platform.python_version(), **{p: version(p) for p in packages}},
-        "hardware": {
-            "machine": platform.machine(),
-            "torch_threads": torch.get_num_threads(),
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "gpu": gpu,
-        },
+        **run_facts(("vauban", "torch", "numpy", "tokenizers", "safetensors")),
     }
     text = json.dumps(document, indent=2) + "\n"
     (out / "provenance.json").write_text(text, encoding="utf-8")
-
-
-def _commit() -> str:
-    """The commit of the checkout this runs from, "-dirty" where files differ from it."""
-    git = shutil.which("git")
-    if git is None:
-        return "unknown"
-    command = [git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    place = Path(__file__).parent
-    found = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)  # noqa: S603
-    return found.stdout.strip() if found.returncode == 0 else "unknown"
