@@ -57,9 +57,11 @@ class Talk:
         return unit(self._topics[topics] + noise)
 
 
-def filled(users: int, talk: Talk, reference: Reference, most_bytes: int) -> ExtractionDetector:
+def filled(
+    users: int, talk: Talk, reference: Reference, most_bytes: int, device: str = "cpu"
+) -> ExtractionDetector:
     """A detector that has heard a full window of every user; windows are copies of a few."""
-    policy = ExtractionPolicy(device="cpu", max_memory_bytes=most_bytes)
+    policy = ExtractionPolicy(device=device, max_memory_bytes=most_bytes)
     detector = ExtractionDetector(policy, reference)
     for number in range(min(users, TEMPLATES)):
         caller = Caller(f"user-{number}")

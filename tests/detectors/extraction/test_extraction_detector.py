@@ -28,7 +28,7 @@ def run(
     streams: dict[str, Floats], order: list[str], batch: int, **policy: object
 ) -> dict[str, list[Evidence]]:
     """Feed the streams interleaved as `order` says, in batches; each caller's evidence."""
-    detector = ExtractionDetector(CPU.model_copy(update=policy), REFERENCE)
+    detector = ExtractionDetector(CPU.model_copy(update=policy), REFERENCE, clock=lambda: 0.0)
     position = dict.fromkeys(streams, 0)
     queries = []
     for name in order:
@@ -54,6 +54,16 @@ def test_batching_and_other_callers_change_nothing(seed: int, batch: int) -> Non
         alone = run({name: stream}, [name] * len(stream), 1)
         assert [e.score for e in together[name]] == [e.score for e in alone[name]]
         assert [e.level for e in together[name]] == [e.level for e in alone[name]]
+
+
+def test_where_the_search_runs_changes_nothing(device: str, world: World) -> None:
+    texts = world.script(400)
+    streams = {name: texts[world.rng.permutation(400)] for name in "abc"}
+    streams["person"] = world.person(400)
+    order = ["a", "b", "c", "person"] * 400
+    found = run(streams, order, 64, device=device)
+    assert found == run(streams, order, 64)
+    assert found["a"][-1].campaign
 
 
 def test_a_script_is_suspect_and_a_person_is_not(world: World) -> None:

@@ -1,11 +1,13 @@
 """The recent queries of all callers in one FAISS index: who asks what another caller asked.
 
 An inverted file over the reference's coarse cells, with ids; on a GPU where FAISS was built for
-one and finds one, else on the CPU, with the same results (vectors are whole numbers, so products
-are exact; see `projection.py`). Two generations: the older is dropped whole when the younger is
-full, so nothing is ever removed one by one and memory stays bounded.
+one and finds one, else on the CPU, with the same results: vectors are whole numbers, so products
+are exact (see `projection.py`), and FAISS is told the cells, which it would else choose by itself
+where two are equally near. Two generations: the older is emptied whole when the younger is full,
+so nothing is ever removed one by one and memory stays bounded.
 
-Does not cover: neighbours in other cells than the nearest `PROBES`.
+Does not cover: neighbours in other cells than the nearest `PROBES`; of more than `NEIGHBOURS`
+equally near ones, a CPU and a GPU may look at different ones.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ NEIGHBOURS: Final = 32
 """Most neighbours of one query that are looked at."""
 BYTES_PER_QUERY: Final = DIMENSIONS * 4 + 8
 NO_CALLER: Final = -1
+GPU_SCRATCH_BYTES: Final = 2**26
+"""FAISS's working memory on a GPU. Its own default, 1.5 GiB, is memory the model's server counts on
+for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,8 @@ class SharedIndex:
             cells.append(part.cells)
             twins += part.twins
             if self._young.ntotal >= self._room:
-                self._old, self._young = self._young, self._inverted_file()
+                self._old, self._young = self._young, self._old
+                self._empty(self._young)
             start = end
         return Found(np.concatenate(cells) if cells else np.empty(0, np.int64), twins)
 
@@ -88,7 +94,8 @@ class SharedIndex:
         twins: list[dict[int, None]] = [{} for _ in small]
         for index in (self._old, self._young):
             if index.ntotal:
-                products, found = self._search(index, rows, probed, nearness)
+                most = min(NEIGHBOURS, int(index.ntotal))
+                products, found = index.search_preassigned(rows, most, probed, nearness)
                 alike = (products >= self._twin_product) & (found != NO_CALLER)
                 for row, column in zip(*np.nonzero(alike), strict=True):
                     twins[row][int(found[row, column])] = None
@@ -118,37 +125,26 @@ class SharedIndex:
             products[places, best] = -np.inf
         return probed, nearness
 
-    # The CPU's index is told the cells; a GPU's finds them by itself.
-
-    def _search(
-        self, index: Any, rows: Floats, probed: NDArray[np.int64], nearness: Floats
-    ) -> tuple[Floats, NDArray[np.int64]]:
-        most = min(NEIGHBOURS, int(index.ntotal))
-        if self.on_gpu:
-            products, found = index.search(rows, most)
-        else:
-            products, found = index.search_preassigned(rows, most, probed, nearness)
-        return products, found
-
     def _put(self, rows: Floats, callers: NDArray[np.int64], cells: NDArray[np.int64]) -> None:
-        if self.on_gpu:
-            self._young.add_with_ids(rows, callers)
-            return
         ids = np.ascontiguousarray(callers, dtype=np.int64)
         self._young.add_core(len(rows), *(faiss.swig_ptr(array) for array in (rows, ids, cells)))
 
     def _inverted_file(self) -> Any:
-        index = faiss.IndexIVFFlat(
+        index: Any = faiss.IndexIVFFlat(
             _flat(self._centres), DIMENSIONS, len(self._centres), faiss.METRIC_INNER_PRODUCT
         )
         index.nprobe = PROBES
         index.is_trained = True
-        return self._placed(index)
+        if self._resources is not None:
+            index = faiss.index_cpu_to_gpu(self._resources, 0, index)
+        self._empty(index)
+        return index
 
-    def _placed(self, index: Any) -> Any:
-        if self._resources is None:
-            return index
-        return faiss.index_cpu_to_gpu(self._resources, 0, index)
+    def _empty(self, index: Any) -> None:
+        index.reset()
+        if self.on_gpu:
+            # Room for all now, or lists would move to a larger place in the middle of a step.
+            index.reserveMemory(self._room)
 
 
 def _flat(rows: Floats) -> Any:
@@ -161,4 +157,7 @@ def _gpu_resources() -> Any:
     """FAISS's GPU resources, or None: a CPU build, or no GPU."""
     if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
         return None
-    return faiss.StandardGpuResources()
+    resources = faiss.StandardGpuResources()
+    resources.setTempMemory(GPU_SCRATCH_BYTES)
+    resources.setPinnedMemory(0)  # only for copies far larger than a step's
+    return resources
