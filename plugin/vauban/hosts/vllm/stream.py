@@ -19,12 +19,14 @@ def on_own_stream(work: Callable[[T], R], device: torch.device) -> Callable[[T],
     """
     if device.type != "cuda":
         return work
+    # A new thread starts at GPU 0, and "cuda" alone means the caller's.
+    index = torch.cuda.current_device() if device.index is None else device.index
     streams: list[torch.cuda.Stream] = []
 
     def run(argument: T) -> R:
         if not streams:
-            torch.cuda.set_device(device)
-            streams.append(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+            torch.cuda.set_device(index)
+            streams.append(torch.cuda.Stream(index))  # type: ignore[no-untyped-call]
         with torch.cuda.stream(streams[0]):
             return work(argument)
 
