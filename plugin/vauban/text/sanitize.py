@@ -30,7 +30,6 @@ from vauban.text.pii import Entity, Pii, PiiReader
 from vauban.text.quiet import LOOK_AHEAD_CHARS, NotableWords, first_notable
 
 BLOCK_CHARS: Final = 768
-_FOLDED_CHARS: Final = 512
 _HISTORY_CHARS: Final = 160
 _ENDING = ("stop", "hold")
 
@@ -105,7 +104,7 @@ class Stream:
         self.cuts = Cuts()
         self.released = 0
         self._rules = rules
-        self._follows, self._listens = bool(rules.overlap), bool(rules.canaries)
+        self._follows = bool(rules.overlap)
         self._hold = rules.policy.hold_back
         self._json = json
         self._unit = JSON_UNIT if json else UNIT
@@ -119,7 +118,9 @@ class Stream:
         self._said: list[tuple[str, int]] = []  # the last words of a group, and where they begin
         self._run = 0
         self._run_from = self._run_to = 0
-        self._folded = ""
+        self._listener = (
+            canary.Listener(rules.canaries, rules.canary_ends) if rules.canaries else None
+        )
 
     @property
     def fed(self) -> int:
@@ -234,22 +235,19 @@ class Stream:
 
     def _pass_over(self, text: str, start: int) -> bool:
         """Whether neither a canary nor the operator's words are in a text, which then is read."""
-        rules = self._rules
-        folded = self._folded
-        if rules.canaries:
-            folded += canary.folded(text)
-            if any(spelling in folded for spelling in rules.canaries):
-                return False
+        said = self._said
         if self._follows:
             words = words_of(text)
-            if rules.overlap.touches([word for word, _ in self._said] + words):
+            if self._rules.overlap.touches([word for word, _ in self._said] + words):
                 return False
             # Nothing that begins before the last `hold_back` characters can be taken out.
             first = max(0, len(text) - self._hold)
             begins = [self._base + start + first + at for _, at in spans_of(text[first:])]
             places = [*[0] * len(words), *begins][len(begins) :]
-            self._said = [*self._said, *zip(words, places, strict=True)][1 - GROUP :]
-        self._folded = folded[-_FOLDED_CHARS:]
+            said = [*said, *zip(words, places, strict=True)][1 - GROUP :]
+        if self._listener is not None and not self._listener.passes_over(text):
+            return False
+        self._said = said
         return True
 
     def _step(self, buffer: str, a: int, b: int, *, is_word: bool) -> None:
@@ -265,8 +263,10 @@ class Stream:
             self._act(Passage("control", a, b))
         if self._follows and not self.stopped:
             self._follow(buffer[a:b], start, start + b - a)
-        if is_word and self._listens and not self.stopped:
-            self._listen(buffer, a, b)
+        if is_word and self._listener is not None and not self.stopped:
+            heard = self._listener.hears(buffer, a, b)
+            if heard is not None:
+                self._act(Passage("canary", heard, b))
 
     def _open(self, otherwise: int) -> int:
         """Where what is held for another reason than `hold_back` begins."""
@@ -285,7 +285,7 @@ class Stream:
             mark = self._rules.pii.mark(one.kind, self._text(one.start, one.end))
             self._take("pii", one.start, one.end, mark)
 
-    # -- the operator's sentences and canaries ---------------------------------------------------
+    # -- the operator's sentences ----------------------------------------------------------------
 
     @property
     def _leaking(self) -> bool:
@@ -312,23 +312,6 @@ class Stream:
             elif self._leaking:
                 self._take("prompt", self._run_to, end)
             self._run_to = end
-
-    def _listen(self, buffer: str, a: int, b: int) -> None:
-        new = canary.folded(buffer[a:b])
-        self._folded = (self._folded + new)[-max(_FOLDED_CHARS, len(new)) :]
-        last = max(0, len(self._folded) - len(new) - 2)
-        ends = self._rules.canary_ends.search(self._folded, last)
-        for spelling in self._rules.canaries if ends else ():
-            at = self._folded.find(spelling, max(0, len(self._folded) - len(new) - len(spelling)))
-            if at < 0:
-                continue
-            first, left = b, len(self._folded) - at
-            while left and first:
-                first -= 1
-                left -= buffer[first].isascii() and buffer[first].isalnum()
-            self._folded = ""
-            self._act(Passage("canary", first, b))
-            return
 
     # -- what to do ------------------------------------------------------------------------------
 
