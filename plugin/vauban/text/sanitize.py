@@ -72,10 +72,10 @@ class Sanitizer:
         stream = self.stream(json=json, markup=markup)
         return stream.feed(text) + stream.finish(), stream
 
-    def with_holds(self, action: str) -> Sanitizer:
-        """The same rules, but what would hold the answer does something else."""
+    def with_actions(self, **others: str) -> Sanitizer:
+        """The same rules, but each action that is named does something else."""
         made = copy.copy(self)
-        made.actions = {d: action if a == "hold" else a for d, a in self.actions.items()}
+        made.actions = {name: others.get(action, action) for name, action in self.actions.items()}
         return made
 
     def takes(self, detector: str) -> bool:
@@ -149,6 +149,15 @@ class Stream:
             self._act(passage)
         self._run = 0
         return self._release(self.fed)
+
+    def branch(self) -> Stream:
+        """A reader of what is put behind this text, which has not been finished. It gives out
+        nothing of this text and takes nothing out of it, and counts only what it takes out."""
+        rules = self._rules.with_actions(monitor="off")
+        made = copy.deepcopy(self, {id(self._rules): rules, id(rules.pii): rules.pii})
+        made.findings, made.cuts = Counter(), Cuts()
+        made.released = made._floor = self.fed
+        return made
 
     def _without_control(self, text: str) -> Iterator[str]:
         """The pieces between control characters, each of which is counted when it is reached."""
@@ -323,7 +332,9 @@ class Stream:
         self._take(passage.detector, self._base + passage.start, self._base + passage.end)
 
     def _count(self, detector: str, number: int) -> None:
-        self.findings[detector, self._rules.actions[detector]] += number
+        action = self._rules.actions[detector]
+        if action != "off":
+            self.findings[detector, action] += number
 
     def _take(self, detector: str, start: int, end: int, mark: str | None = None) -> None:
         if not self._rules.takes(detector):

@@ -150,7 +150,7 @@ class GuardMiddleware:
             [instruction] if instruction else [], [canary] if canary else []
         )
         # Whoever reads it later is not there for an approval: what would hold it ends it.
-        editors: list[Editor] = [output_editor(rules.with_holds("stop"), Shape.RESPONSES)]
+        editors: list[Editor] = [output_editor(rules.with_actions(hold="stop"), Shape.RESPONSES)]
         logprobs = front.hardening.stored()
         if logprobs is not None:
             editors.insert(0, logprobs)

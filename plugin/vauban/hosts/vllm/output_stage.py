@@ -41,7 +41,7 @@ class OutputStage:
             return
 
         def again() -> tuple[list[Editor], OutputEditor, LastEditor | None]:
-            lifted = output_editor(rules.with_holds("monitor"), self.shape)
+            lifted = output_editor(rules.with_actions(hold="monitor"), self.shape)
             return [*self.editors, lifted], lifted, self.tools.editor()
 
         self._keeper = AnswerKeeper(
