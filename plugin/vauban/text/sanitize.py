@@ -23,7 +23,7 @@ from typing import Final
 from vauban.policy_output import OUTPUT_DETECTORS, OutputPolicy
 from vauban.text import canary, controls
 from vauban.text.cuts import Cuts
-from vauban.text.json_strings import JsonStrings
+from vauban.text.json_strings import JsonStrings, PlainEscapes
 from vauban.text.overlap import GROUP, Overlap, spans_of, words_of
 from vauban.text.passages import JSON_UNIT, MAX_TICKS, MAX_WORD_CHARS, UNIT, Passage, Passages
 from vauban.text.pii import Entity, Pii, PiiReader
@@ -110,6 +110,7 @@ class Stream:
         self._unit = JSON_UNIT if json else UNIT
         self._passages = Passages(rules.hosts, markup=markup and not json, json=json)
         self._strings = JsonStrings() if json else None
+        self._plain = PlainEscapes() if json else None
         self._pii = PiiReader(rules.pii) if rules.pii is not None else None
         self._buffer = ""
         self._base = self._read_to = 0  # where in the channel the buffer begins
@@ -128,6 +129,8 @@ class Stream:
 
     def feed(self, text: str) -> str:
         """Read on; returns what may go out now."""
+        if self._plain is not None:
+            text = self._plain.feed(text)
         if self.stopped or not text:
             return ""
         clean = self._rules.actions["control"] == "off" or not controls.may_be_in(text)
@@ -142,6 +145,8 @@ class Stream:
         """The rest, at the end of the channel."""
         if self.stopped:
             return ""
+        if self._plain is not None:
+            self._buffer += self._plain.rest
         self._read(final=True)
         if self._pii is not None:
             self._identified(self._pii.close(self._buffer, self._base))
