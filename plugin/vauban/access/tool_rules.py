@@ -45,6 +45,8 @@ class Why(StrEnum):
     RECIPIENT = "recipient"
     AMOUNT = "amount"
     PATH = "path"
+    LEAK = "leak"
+    """The texts of the calls together say what none of them may say alone."""
     NAME = "name"
     """Longer than any tool's name."""
     READ_LATER = "read_later"

@@ -9,6 +9,9 @@ part that is here is taken out.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 from vauban.text.sanitize import Sanitizer, Stream
 
 
@@ -83,3 +86,21 @@ class _Sequel(Stream):
             self.stopped, self.held = True, self._together.held
         self.findings.update(self._together.findings)
         self._together.findings.clear()
+
+
+def leaks_jointly(rules: Sanitizer, texts: Sequence[str]) -> bool:
+    """Whether texts that somebody could put together say a canary or the operator's sentences, as
+    far as these rules take them out, and none of the texts does alone."""
+    if len(texts) < 2 or not (rules.canaries or rules.overlap):
+        return False
+    strict = copy.copy(rules)
+    strict.pii = None
+    strict.actions = {
+        name: "redact" if name in ("canary", "prompt") and rules.takes(name) else "off"
+        for name in rules.actions
+    }
+
+    def leaks(text: str) -> bool:
+        return bool(strict.whole(text, markup=False)[1].findings)
+
+    return leaks("\n".join(texts)) and not any(map(leaks, texts))

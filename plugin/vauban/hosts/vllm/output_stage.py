@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from starlette.types import Send
 
@@ -17,6 +18,7 @@ from vauban.hosts.vllm.tool_gate import Turn
 from vauban.hosts.vllm.tool_stage import ToolStage
 from vauban.protocol.shapes import Shape
 from vauban.text.sanitize import Sanitizer
+from vauban.text.sequel import leaks_jointly
 
 
 @dataclass(slots=True)
@@ -35,6 +37,7 @@ class OutputStage:
     def read(self, rules: Sanitizer) -> None:
         """Have the answer sanitised, and its tool calls judged."""
         output = self._output = output_editor(rules, self.shape)
+        self.turn.leaks = partial(leaks_jointly, rules)
         self._last = self.tools.editor()
         held_by = self.front.policy.output.held_by
         if not held_by:
