@@ -233,8 +233,9 @@ class Stream:
             if self._pii is not None:
                 stop = self._pii.first(buffer, start, stop)
             text = buffer[start:stop]
+            to_read = self._words.to_read(len(text))
             if not text:
-                return start, 1
+                return start, to_read
             if not self._pass_over(text, start):
                 return start, min(len(text), BLOCK_CHARS)
             self._passages.skip(text)
