@@ -22,6 +22,7 @@ from typing import Final
 
 from vauban.policy_output import OUTPUT_DETECTORS, OutputPolicy
 from vauban.text import canary, controls
+from vauban.text.canary import Listener
 from vauban.text.cuts import Cuts
 from vauban.text.json_strings import JsonStrings, PlainEscapes
 from vauban.text.overlap import GROUP, Overlap, spans_of, words_of
@@ -119,9 +120,7 @@ class Stream:
         self._said: list[tuple[str, int]] = []  # the last words of a group, and where they begin
         self._run = 0
         self._run_from = self._run_to = 0
-        self._listener = (
-            canary.Listener(rules.canaries, rules.canary_ends) if rules.canaries else None
-        )
+        self._listener = Listener(rules.canaries, rules.canary_ends) if rules.canaries else None
 
     @property
     def fed(self) -> int:
@@ -258,6 +257,7 @@ class Stream:
             # Nothing that begins before the last `hold_back` characters can be taken out.
             first = max(0, len(text) - self._hold)
             begins = [self._base + start + first + at for _, at in spans_of(text[first:])]
+            words = words[1 - GROUP :]
             places = [*[0] * len(words), *begins][len(begins) :]
             said = [*said, *zip(words, places, strict=True)][1 - GROUP :]
         if self._listener is not None and not self._listener.passes_over(text):
