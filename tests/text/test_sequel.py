@@ -95,11 +95,12 @@ def test_a_picture_in_two_texts() -> None:
     assert "evil" not in "".join(out)
 
 
-def test_the_second_half_ends_the_answer() -> None:
+@pytest.mark.parametrize("action", ["stop", "hold"])
+def test_the_second_half_ends_the_answer(action: str) -> None:
     parts = [["It is ", CANARY[:8]], [CANARY[8:], " and more"], ["never"]]
-    out, found, stopped = said(make(canary="stop"), parts)
+    out, found, stopped = said(make(canary=action), parts)
     assert (out, stopped) == ([f"It is {CANARY[:8]}", ""], True)
-    assert found == {("canary", "stop"): 1}
+    assert found == {("canary", action): 1}
 
 
 def test_what_is_only_watched_is_counted_once() -> None:

@@ -46,7 +46,7 @@ class Why(StrEnum):
     AMOUNT = "amount"
     PATH = "path"
     LEAK = "leak"
-    """The texts of the calls together say what none of them may say alone."""
+    """The texts of the calls, put together, say what must not leave."""
     NAME = "name"
     """Longer than any tool's name."""
     READ_LATER = "read_later"

@@ -90,8 +90,8 @@ class _Sequel(Stream):
 
 def leaks_jointly(rules: Sanitizer, texts: Sequence[str]) -> bool:
     """Whether texts that somebody could put together say a canary or the operator's sentences, as
-    far as these rules take them out, and none of the texts does alone."""
-    if len(texts) < 2 or not (rules.canaries or rules.overlap):
+    far as these rules take them out."""
+    if not (rules.canaries or rules.overlap):
         return False
     strict = copy.copy(rules)
     strict.pii = None
@@ -99,8 +99,4 @@ def leaks_jointly(rules: Sanitizer, texts: Sequence[str]) -> bool:
         name: "redact" if name in ("canary", "prompt") and rules.takes(name) else "off"
         for name in rules.actions
     }
-
-    def leaks(text: str) -> bool:
-        return bool(strict.whole(text, markup=False)[1].findings)
-
-    return leaks("\n".join(texts)) and not any(map(leaks, texts))
+    return bool(strict.whole("\n".join(texts), markup=False)[1].findings)

@@ -91,8 +91,8 @@ class Outcome:
 @dataclass(slots=True)
 class Turn:
     """What the gate has to know of a request. `tainted`: its texts come from tools or documents,
-    too. `may_ask`: the client is there to come back with an approval. `leaks`: whether several
-    texts say together what none of them may say alone."""
+    too. `may_ask`: the client is there to come back with an approval. `leaks`: whether texts, put
+    together, say what must not leave."""
 
     principal: str
     request_id: str
