@@ -29,11 +29,11 @@ class Series:
     def begin(self) -> Stream:
         """The reader of the next text."""
         before, self._before = self._before, None
-        return self._rules.stream() if before is None else _Sequel(self._rules, before)
+        return self._rules.stream() if before is None else Sequel(self._rules, before)
 
     def end(self, stream: Stream) -> str:
         """The rest of a text, whose reader this is."""
-        if not isinstance(stream, _Sequel):
+        if not isinstance(stream, Sequel):
             self._before = stream.branch()
             return stream.finish()
         rest = stream.finish()
@@ -43,7 +43,7 @@ class Series:
         return rest
 
 
-class _Sequel(Stream):
+class Sequel(Stream):
     """Reads a text that stands behind others.
 
     :param before: the branch of the last of these.

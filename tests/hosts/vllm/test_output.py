@@ -119,6 +119,30 @@ def test_an_answer_is_one_text_whatever_comes_between_its_pieces(
         assert editor.stopped == (action == "stop")
 
 
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+@pytest.mark.parametrize("between", [call(0, "{}", "send"), {"content": "Well."}])
+@pytest.mark.parametrize("at", [4, 12, 20])
+def test_reasoning_is_one_text_whatever_comes_between(
+    name: str, between: dict[str, Any], at: int
+) -> None:
+    """What has left before stays; log-probabilities spell the rest, too, so none are told of it."""
+    half, rest = f"It is {KEY[:at]}", f"{KEY[at:]} now."
+    spelt = {"content": [{"token": KEY[at:], "logprob": -1.0}]}
+    second = chunk(**{name: rest})
+    second["choices"][0]["logprobs"] = deepcopy(spelt)
+    events = [
+        chunk(**{name: half}), chunk(**deepcopy(between)), second, chunk(**deepcopy(between)),
+        chunk(1, **{name: rest}), chunk(1, finish="stop"), chunk(finish="stop"),
+    ]  # fmt: skip
+    out = run(output_editor(rules(), Shape.CHAT), events)
+    wanted = "[redacted: secrets] now." if rest != " now." else rest
+    wanted_whole = f"{half}{wanted}" if at < len(KEY) else f"It is [redacted: secrets]{rest}"
+    assert put_together(out)[name] == wanted_whole
+    assert put_together(out, 1)[name] == rest
+    if at < len(KEY):
+        assert KEY[at:] not in json.dumps([c for e in out for c in e["choices"] if not c["index"]])
+
+
 @sizes
 def test_choices_are_kept_apart(size: int) -> None:
     a, b = pieces(TEXT, size), pieces("Nothing to see in the second one, really.", size)

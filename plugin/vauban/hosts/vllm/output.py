@@ -9,8 +9,7 @@ log-probabilities spell the text too, so they come out with the text that they b
 all when something was taken out of it.
 
 Does not cover: answers of token ids without text (`/inference/v1/generate` in its default mode);
-what a model's reasoning, or the arguments of one call, say before and after something else, read as
-one text.
+what the arguments of one call say before and after something else, read as one text.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from vauban.errors import MalformedRequest
 from vauban.hosts.vllm.answers import CONTENT_FILTER
 from vauban.hosts.vllm.rewrite import Event
 from vauban.text.sanitize import Sanitizer, Stream
-from vauban.text.sequel import Series
+from vauban.text.sequel import Sequel, Series
 
 _TEXTS: Final = ("reasoning", "reasoning_content", "content", "refusal", "text")
 _TEXT_NAMES: Final = frozenset(_TEXTS)
@@ -272,14 +271,17 @@ class _Choice:
                 self._leave(delta if isinstance(delta, dict) else part)
                 self._current, self._stream = key, self._channels.reader(key)
             before = self._stream.fed if self._stream is not None else 0
-            holder[name], self._stream = self._channels.feed(key, holder[name], json=json)
+            series = None if json or name in _RESUMED else f"{name} {self._index}"
+            holder[name], self._stream = self._channels.feed(
+                key, holder[name], json=json, series=series
+            )
             if self._stream.stopped:
                 self.ended_by = self._stream
                 return
-        if attached and self._stream is not None:
-            self._waiting.append((self._stream, before, self._stream.fed, attached))
-        elif attached:
+        if self._stream is None:
             part.update(attached)
+        elif attached and not isinstance(self._stream, Sequel):  # which knows no token's fate
+            self._waiting.append((self._stream, before, self._stream.fed, attached))
         if part.get("finish_reason") is not None:
             self.finished, self._current = True, None
             for key in self._channels.of_choice(self._index):
