@@ -78,7 +78,8 @@ class IdentityPolicy(_Section):
     trusted_proxies: tuple[str, ...] = _field(
         (),
         "Addresses or networks of proxies whose X-Forwarded-For says who asks (127.0.0.1 for one on"
-        " this machine). Nobody else's counts, but whoever is on this machine can say so, too.",
+        " this machine). Nobody else's counts. If vLLM is not started by `vauban serve`, start it"
+        " with an empty FORWARDED_ALLOW_IPS, or whoever is on this machine can say so, too.",
     )
     trusted_network: bool = _field(
         False,

@@ -18,6 +18,7 @@ from vauban.access.arguments import (
     is_below,
     is_within_hosts,
     parse,
+    texts_in,
 )
 
 names = st.text("abcz019_. \u00fc\u4e2d\U0001f600\u202e", max_size=8)
@@ -174,3 +175,21 @@ def test_a_path_that_is_inside_stays_so_when_it_is_resolved(text: str) -> None:
     if is_below(text, ("/srv/data",)):
         resolved = "/" + posixpath.normpath(text).lstrip("/")
         assert resolved == "/srv/data" or resolved.startswith("/srv/data/")
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "values"),
+    [
+        ('{"a": "x", "b": [1, "y", {"c": "z", "a": null}], "d": true}', "abcad", "xyz"),
+        ('{"a": "x", "a": "y"}', "aa", "xy"),
+        ('["x", [["y"]], "z"]', "", "xyz"),
+        ("", "", ""),
+    ],
+)
+def test_all_texts_in_their_order(text: str, names: str, values: str) -> None:
+    assert texts_in(text) == (list(names), list(values))
+
+
+@pytest.mark.parametrize("text", ['{"a": ', "[" * 100_000, '{"a": ' + "9" * 5_000 + "}"])
+def test_what_is_no_json_is_one_text(text: str) -> None:
+    assert texts_in(text) == ([], [text])

@@ -139,9 +139,28 @@ def test_the_canary_passes_and_programs_run(policy: SandboxPolicy) -> None:
     assert left_behind() == before
 
 
+# Each child uses little, and ends.
+CHILDREN = """
+import os, signal, time
+while True:
+    if os.fork() == 0:
+        end = time.process_time() + 0.1
+        while time.process_time() < end:
+            pass
+        os._exit(0)
+    os.wait()
+"""
+UNSEEN = CHILDREN.replace(
+    "while True:", "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\nwhile True:", 1
+)
+UNSEEN = UNSEEN.replace("os.wait()", "time.sleep(0.1)")
+
+
 @pytest.mark.parametrize(
     ("code", "limits", "reason"),
     [
+        (CHILDREN, {"cpu_s": 1}, Reason.CPU_LIMIT),
+        (UNSEEN, {"cpu_s": 1}, Reason.CPU_LIMIT),
         ("import time\ntime.sleep(99)", {"wall_s": 1}, Reason.TIME_LIMIT),
         ("while True: pass", {"cpu_s": 1}, Reason.CPU_LIMIT),
         ("while True: print('x' * 9999)", {}, Reason.OUTPUT_LIMIT),

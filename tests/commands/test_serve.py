@@ -188,6 +188,17 @@ def test_naming_vauban_loses_no_plugin_that_vllm_would_load(monkeypatch):
     assert environ["VLLM_PLUGINS"] == "vauban,lora,npu"
 
 
+@pytest.mark.parametrize(("given", "expected"), [(None, ""), ("10.0.0.1", "10.0.0.1")])
+def test_uvicorn_believes_no_forwarded_address_unless_the_operator_says_so(
+    monkeypatch, given, expected
+):
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("FORWARDED_ALLOW_IPS", given)
+    _, environ = server_command("m", [])
+    assert environ["FORWARDED_ALLOW_IPS"] == expected
+
+
 def test_the_environment_of_this_process_is_not_changed(monkeypatch):
     import os
 

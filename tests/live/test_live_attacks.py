@@ -275,6 +275,12 @@ def test_no_header_lets_a_request_through(live: Any) -> None:
         assert 200 not in found
 
 
+def test_no_header_takes_the_place_of_the_address(live: Any) -> None:
+    probe = "/no-such-route-but-in-the-access-log"
+    live.http.get(probe, headers={"x-forwarded-for": "203.0.113.77", "x-forwarded-proto": "https"})
+    assert "INFO:     127.0.0.1:" in next(row for row in live.log().splitlines() if probe in row)
+
+
 # -- options -----------------------------------------------------------------------------------
 
 

@@ -328,7 +328,7 @@ def test_markup_in_arguments_is_data() -> None:
 def test_control_characters() -> None:
     assert out("a\x1b[31mred\x1b[0m\x07\x9b\u202eb\U000e0041") == "a[31mred[0mb"
     assert out("a\tb\r\nc\u200d👩‍💻") == "a\tb\r\nc\u200d👩‍💻"
-    assert out('{"a": "\\u001b[31mx\\u0041"}', json=True) == '{"a": "[31mx\\u0041"}'
+    assert out('{"a": "\\u001b[31mx\\u00e9"}', json=True) == '{"a": "[31mx\\u00e9"}'
     assert KEY not in out(KEY[:7] + "\x00" + KEY[7:])
     assert out("ab \x1b c", control="stop") == "ab "
 

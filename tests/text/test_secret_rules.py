@@ -103,3 +103,14 @@ def _single_rules() -> list[re.Pattern[str]]:
     modules = [import_module(f"detect_secrets.plugins.{n}") for n in secret_rules._PLUGINS]
     rules = [rule for module in modules for rule in secret_rules._denylist(module)]
     return [*rules, *map(re.compile, secret_rules._YOUNGER)]
+
+
+@given(
+    text=st.text("aB3+", max_size=40) | st.text("0123456789abcdef", max_size=80)
+    | st.text(LETTERS, max_size=90),
+    above=st.sampled_from([-1e-9, 0.0, 1e-9]),
+)  # fmt: skip
+def test_the_quick_ways_to_the_bits_of_a_word_are_exact(text: str, above: float) -> None:
+    bits = secret_rules._bits(text)
+    for least in (3.0, 3.6, bits + above):
+        assert secret_rules._has_bits(text, least) == (bits >= least)

@@ -68,6 +68,29 @@ def at(arguments: Mapping[str, Any], path: str) -> list[Any]:
     return [item for item in _flat(found) if item is not None]
 
 
+def texts_in(text: str) -> tuple[list[str], list[str]]:
+    """All names in JSON, and all texts that are values, in the order in which they stand; also
+    those that a reader drops because their name comes twice. What is no JSON is one text."""
+    names: list[str] = []
+    texts: list[str] = []
+    try:
+        waiting: list[tuple[list[str], Any]] = [
+            (texts, json.loads(text or "{}", object_pairs_hook=tuple))
+        ]
+    except (ValueError, RecursionError):
+        return [], [text]
+    while waiting:
+        place, item = waiting.pop()
+        if isinstance(item, str):
+            place.append(item)
+        elif isinstance(item, tuple):  # an object
+            for name, value in reversed(item):
+                waiting += ((texts, value), (names, name))
+        elif isinstance(item, list):
+            waiting.extend((texts, value) for value in reversed(item))
+    return names, texts
+
+
 def is_within_hosts(value: Any, hosts: Iterable[str]) -> bool:
     """Whether each address of a text (mail or http, separated by commas or semicolons) lies in
     one of the hosts or under it."""

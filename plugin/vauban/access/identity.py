@@ -197,8 +197,8 @@ def _caller_group(host: str | None) -> str:
 def client_host(peer: str | None, forwarded: Sequence[str], proxies: Sequence[str]) -> str | None:
     """The address of whoever asks; None where it is only what the caller says.
 
-    :param peer: as the HTTP server has it. uvicorn has put an address out of the header there
-        already, if the request came over loopback.
+    :param peer: as the HTTP server has it. Unless FORWARDED_ALLOW_IPS is empty, as `vauban serve`
+        has it, uvicorn puts an address out of the header there if a request comes over loopback.
     :param forwarded: the values of X-Forwarded-For; each proxy has added whom it was asked by.
     :param proxies: addresses and networks whose word counts (`identity.trusted_proxies`).
     """

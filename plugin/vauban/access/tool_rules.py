@@ -45,6 +45,8 @@ class Why(StrEnum):
     RECIPIENT = "recipient"
     AMOUNT = "amount"
     PATH = "path"
+    LEAK = "leak"
+    """The texts of the calls, put together, say what must not leave."""
     NAME = "name"
     """Longer than any tool's name."""
     READ_LATER = "read_later"

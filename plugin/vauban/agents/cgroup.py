@@ -6,6 +6,7 @@ without a delegated group), the resource limits of the jail are what holds.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -34,6 +35,17 @@ class Group:
         """
         for place in self.places:
             (place / "cgroup.procs").write_text(str(pid))
+
+    def spent_s(self) -> float | None:
+        """Processor time of all that was in the group, in seconds; None where nothing tells."""
+        for place in self.places:
+            with contextlib.suppress(OSError):
+                return int((place / "cpuacct.usage").read_text()) / 1e9
+            with contextlib.suppress(OSError):
+                name, _, spent = (place / "cpu.stat").read_text().partition("\n")[0].partition(" ")
+                if name == "usage_usec":
+                    return int(spent) / 1e6
+        return None
 
     def remove(self) -> None:
         """Kill what is left in the group, and remove it."""
@@ -78,16 +90,15 @@ def new_group(memory_bytes: int, processes: int) -> Group | None:
             }
             return Group((_made(parent / name, settings),))
         if kind == "v1":
-            return Group(
-                (
-                    _made(ROOT / "memory" / name, {"memory.limit_in_bytes": memory_bytes}),
-                    _made(ROOT / "pids" / name, {"pids.max": processes}),
-                    _made(
-                        ROOT / "cpu" / name,
-                        {"cpu.cfs_period_us": PERIOD_US, "cpu.cfs_quota_us": PERIOD_US},
-                    ),
-                )
-            )
+            quota = {"cpu.cfs_period_us": PERIOD_US, "cpu.cfs_quota_us": PERIOD_US}
+            places = [
+                _made(ROOT / "memory" / name, {"memory.limit_in_bytes": memory_bytes}),
+                _made(ROOT / "pids" / name, {"pids.max": processes}),
+                _made(ROOT / "cpu" / name, quota),
+            ]
+            if os.access(ROOT / "cpuacct", os.W_OK) and not (ROOT / "cpuacct" / name).exists():
+                places.append(_made(ROOT / "cpuacct" / name, {}))  # else the one of `cpu`, or none
+            return Group(tuple(places))
     except OSError:
         return None
     return None
@@ -95,7 +106,7 @@ def new_group(memory_bytes: int, processes: int) -> Group | None:
 
 def sweep() -> None:
     """Remove groups of processes of ours that are gone."""
-    bases = [ROOT / kind for kind in ("memory", "pids", "cpu")]
+    bases = [ROOT / kind for kind in ("memory", "pids", "cpu", "cpuacct")]
     own = _own_v2()
     for base in [*bases, *([own] if own is not None else [])]:
         for place in base.glob(f"{NAME}-*"):

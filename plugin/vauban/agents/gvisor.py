@@ -15,11 +15,15 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from vauban.agents import cgroup, jail
+from vauban.agents.frames import Job, Reason, Result
 from vauban.agents.guest_source import boot_command
 from vauban.agents.guests import Guest, Tier
 from vauban.errors import GuestFailed, NoIsolation
@@ -32,6 +36,10 @@ OVERHEAD_BYTES: Final = 64 << 20
 """Memory of runsc itself, besides the program's."""
 HOST_PROCESSES: Final = 512
 """Threads and processes on the host: runsc's own, and one or two for each of the program's."""
+HOST_CPU: Final = 1.25
+"""Processor time on the host for each second of the program's: runsc works for it, too."""
+HOST_CPU_S: Final = 1.0
+TICK_S: Final = 0.25
 PREFIX: Final = "vauban-gvisor-"
 PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _SAFE: Final = ["nosuid", "nodev"]
@@ -123,6 +131,7 @@ class Container(Guest):
         super().__init__(NAME, policy, own)
         self._place = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         self._jailed: jail.Jailed | None = None
+        self._killing = threading.Lock()
         try:
             (self._place / "config.json").write_text(json.dumps(bundle(policy)))
             (self._place / "state").mkdir(mode=0o700)
@@ -140,13 +149,42 @@ class Container(Guest):
         finally:
             port.close()
 
+    def run(self, job: Job, started: float | None = None) -> Result:
+        """See `Guest.run`. The guest does not see the processor time of children that nobody waits
+        for; the control group does."""
+        ended = threading.Event()
+        with ThreadPoolExecutor(1) as threads:
+            exceeded = threads.submit(self._ended_by_cpu, ended)
+            try:
+                result = super().run(job, started)
+            finally:
+                ended.set()
+        if exceeded.result() and result.reason is Reason.GUEST_LOST:
+            return replace(result, reason=Reason.CPU_LIMIT)
+        return result
+
+    def _ended_by_cpu(self, ended: threading.Event) -> bool:
+        """Kill the container once it is over its processor time; whether it was."""
+        before = self._spent_s()
+        most = before + HOST_CPU * self._policy.cpu_s + HOST_CPU_S
+        while not ended.wait(TICK_S):
+            if self._spent_s() > most:
+                self.kill()
+                return True
+        return False
+
+    def _spent_s(self) -> float:
+        group = self._jailed.group if self._jailed is not None else None
+        return (group.spent_s() if group is not None else None) or 0.0
+
     @property
     def alive(self) -> bool:
         return self._jailed is not None and self._jailed.process.poll() is None
 
     def kill(self) -> str:
         """SIGKILL to runsc and all that is in its control group; its files are removed."""
-        said = self._jailed.end() if self._jailed is not None else ""
-        self._port.close()
-        shutil.rmtree(self._place, ignore_errors=True)
+        with self._killing:
+            said = self._jailed.end() if self._jailed is not None else ""
+            self._port.close()
+            shutil.rmtree(self._place, ignore_errors=True)
         return said

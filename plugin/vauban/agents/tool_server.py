@@ -323,4 +323,7 @@ def serve_tool(policy: Policy, credentials: str, host: str, port: int) -> None:
             f"vauban: vllm serve MODEL --tool-server {credentials}@{host}:{port}",
             highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
-        uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=5)
+        uvicorn.run(
+            app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=5,
+            proxy_headers=False,
+        )  # fmt: skip

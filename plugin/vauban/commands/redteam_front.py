@@ -68,7 +68,8 @@ def serve_front_only(model: Path, policy: Mapping[str, Any], port: int) -> None:
     import uvicorn
 
     logging.getLogger("vauban").setLevel(logging.WARNING)
-    uvicorn.run(front_only_app(model, policy), host=LOOPBACK, port=port, log_level="warning")
+    app = front_only_app(model, policy)
+    uvicorn.run(app, host=LOOPBACK, port=port, log_level="warning", proxy_headers=False)
 
 
 def _fixed(body: Any) -> Callable[[Request], Any]:

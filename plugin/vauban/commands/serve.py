@@ -51,6 +51,8 @@ def server_command(
             api_servers=_count_of(flags, "--api-server-count", "-asc"),
             engines=_count_of(flags, "--data-parallel-size", "-dp"),
         )
+    # uvicorn would believe whoever is on this machine; `identity.trusted_proxies` says whom to.
+    environ.setdefault("FORWARDED_ALLOW_IPS", "")
     environ["VLLM_PLUGINS"] = ",".join(_plugins(environ.get("VLLM_PLUGINS")))
     return [*_launcher(model), *arguments], environ
 

@@ -14,6 +14,7 @@ from typing import Final
 
 MIN_CHARS: Final = 12
 """Letters and digits that a canary needs, so that none is found by chance."""
+_FOLDED_CHARS: Final = 512
 _SMALL = bytes(n + 32 if chr(n).isupper() and n < 128 else n for n in range(256))
 _NOT_PLAIN = bytes(n for n in range(256) if n > 127 or not chr(n).isalnum())
 
@@ -44,6 +45,45 @@ def spellings(canaries: Iterable[str]) -> tuple[str, ...]:
 def ends_of(spellings: Iterable[str]) -> re.Pattern[str]:
     """Finds the last three characters of any of them: it is quick to see that none ends."""
     return re.compile("|".join(sorted({spelling[-3:] for spelling in spellings})))
+
+
+class Listener:
+    """Follows one text, and hears the canaries in it.
+
+    :param ends: see `ends_of`.
+    """
+
+    def __init__(self, spellings: tuple[str, ...], ends: re.Pattern[str]) -> None:
+        self._spellings = spellings
+        self._ends = ends
+        self._folded = ""
+
+    def passes_over(self, text: str) -> bool:
+        """Whether no canary is in a text, which then is read."""
+        heard = self._folded + folded(text)
+        if any(spelling in heard for spelling in self._spellings):
+            return False
+        self._folded = heard[-_FOLDED_CHARS:]
+        return True
+
+    def hears(self, buffer: str, a: int, b: int) -> int | None:
+        """Read the word `buffer[a:b]`. Where in the buffer the canary begins that ends in it; 0 if
+        that is not kept any more."""
+        new = folded(buffer[a:b])
+        self._folded = (self._folded + new)[-max(_FOLDED_CHARS, len(new)) :]
+        last = max(0, len(self._folded) - len(new) - 2)
+        ends = self._ends.search(self._folded, last)
+        for spelling in self._spellings if ends else ():
+            at = self._folded.find(spelling, max(0, len(self._folded) - len(new) - len(spelling)))
+            if at < 0:
+                continue
+            first, left = b, len(self._folded) - at
+            while left and first:
+                first -= 1
+                left -= buffer[first].isascii() and buffer[first].isalnum()
+            self._folded = ""
+            return first
+        return None
 
 
 def _core(raw: bytes, shift: int) -> str:

@@ -20,6 +20,8 @@ from vauban.text.passages import LOOK_BACK_CHARS, MAX_WORD_CHARS, WORD_CHARS
 LOOK_AHEAD_CHARS: Final = 128
 _BLOCK_CHARS: Final = 3_072
 _MAX_SPAN_CHARS: Final = 100
+_WORTH_CHARS: Final = 32
+_MAX_READ_CHARS: Final = 768
 _WORD = rf"[{WORD_CHARS}]"
 # It begins with a set, because `re` passes quickly over what is not in one.
 _SIGN = re.compile(
@@ -78,6 +80,13 @@ class NotableWords:
     def __init__(self) -> None:
         self._known_to = 0
         self._places: deque[int] = deque()
+        self._in_vain = 0
+
+    def to_read(self, passed: int) -> int:
+        """How many characters to read where so many were passed over and then something has to be
+        read: more each time if it is little again and again, because trying costs, too."""
+        self._in_vain = self._in_vain + 1 if passed < _WORTH_CHARS else 0
+        return min(max(1, self._in_vain**2), _MAX_READ_CHARS)
 
     def next(self, buffer: str, base: int, start: int) -> int | None:
         """Where in the buffer, which begins at `base`, the first of them stands from `start` on,

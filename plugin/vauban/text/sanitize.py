@@ -22,15 +22,15 @@ from typing import Final
 
 from vauban.policy_output import OUTPUT_DETECTORS, OutputPolicy
 from vauban.text import canary, controls
+from vauban.text.canary import Listener
 from vauban.text.cuts import Cuts
-from vauban.text.json_strings import JsonStrings
+from vauban.text.json_strings import JsonStrings, PlainEscapes
 from vauban.text.overlap import GROUP, Overlap, spans_of, words_of
 from vauban.text.passages import JSON_UNIT, MAX_TICKS, MAX_WORD_CHARS, UNIT, Passage, Passages
 from vauban.text.pii import Entity, Pii, PiiReader
 from vauban.text.quiet import LOOK_AHEAD_CHARS, NotableWords, first_notable
 
 BLOCK_CHARS: Final = 768
-_FOLDED_CHARS: Final = 512
 _HISTORY_CHARS: Final = 160
 _ENDING = ("stop", "hold")
 
@@ -73,10 +73,10 @@ class Sanitizer:
         stream = self.stream(json=json, markup=markup)
         return stream.feed(text) + stream.finish(), stream
 
-    def with_holds(self, action: str) -> Sanitizer:
-        """The same rules, but what would hold the answer does something else."""
+    def with_actions(self, **others: str) -> Sanitizer:
+        """The same rules, but each action that is named does something else."""
         made = copy.copy(self)
-        made.actions = {d: action if a == "hold" else a for d, a in self.actions.items()}
+        made.actions = {name: others.get(action, action) for name, action in self.actions.items()}
         return made
 
     def takes(self, detector: str) -> bool:
@@ -105,12 +105,13 @@ class Stream:
         self.cuts = Cuts()
         self.released = 0
         self._rules = rules
-        self._follows, self._listens = bool(rules.overlap), bool(rules.canaries)
+        self._follows = bool(rules.overlap)
         self._hold = rules.policy.hold_back
         self._json = json
         self._unit = JSON_UNIT if json else UNIT
         self._passages = Passages(rules.hosts, markup=markup and not json, json=json)
         self._strings = JsonStrings() if json else None
+        self._plain = PlainEscapes() if json else None
         self._pii = PiiReader(rules.pii) if rules.pii is not None else None
         self._buffer = ""
         self._base = self._read_to = 0  # where in the channel the buffer begins
@@ -119,7 +120,7 @@ class Stream:
         self._said: list[tuple[str, int]] = []  # the last words of a group, and where they begin
         self._run = 0
         self._run_from = self._run_to = 0
-        self._folded = ""
+        self._listener = Listener(rules.canaries, rules.canary_ends) if rules.canaries else None
 
     @property
     def fed(self) -> int:
@@ -127,6 +128,8 @@ class Stream:
 
     def feed(self, text: str) -> str:
         """Read on; returns what may go out now."""
+        if self._plain is not None:
+            text = self._plain.feed(text)
         if self.stopped or not text:
             return ""
         clean = self._rules.actions["control"] == "off" or not controls.may_be_in(text)
@@ -141,6 +144,8 @@ class Stream:
         """The rest, at the end of the channel."""
         if self.stopped:
             return ""
+        if self._plain is not None:
+            self._buffer += self._plain.rest
         self._read(final=True)
         if self._pii is not None:
             self._identified(self._pii.close(self._buffer, self._base))
@@ -148,6 +153,15 @@ class Stream:
             self._act(passage)
         self._run = 0
         return self._release(self.fed)
+
+    def branch(self) -> Stream:
+        """A reader of what is put behind this text, which has not been finished. It gives out
+        nothing of this text and takes nothing out of it, and counts only what it takes out."""
+        rules = self._rules.with_actions(monitor="off")
+        made = copy.deepcopy(self, {id(self._rules): rules, id(rules.pii): rules.pii})
+        made.findings, made.cuts = Counter(), Cuts()
+        made.released = made._floor = self.fed
+        return made
 
     def _without_control(self, text: str) -> Iterator[str]:
         """The pieces between control characters, each of which is counted when it is reached."""
@@ -218,8 +232,9 @@ class Stream:
             if self._pii is not None:
                 stop = self._pii.first(buffer, start, stop)
             text = buffer[start:stop]
+            to_read = self._words.to_read(len(text))
             if not text:
-                return start, 1
+                return start, to_read
             if not self._pass_over(text, start):
                 return start, min(len(text), BLOCK_CHARS)
             self._passages.skip(text)
@@ -234,22 +249,20 @@ class Stream:
 
     def _pass_over(self, text: str, start: int) -> bool:
         """Whether neither a canary nor the operator's words are in a text, which then is read."""
-        rules = self._rules
-        folded = self._folded
-        if rules.canaries:
-            folded += canary.folded(text)
-            if any(spelling in folded for spelling in rules.canaries):
-                return False
+        said = self._said
         if self._follows:
             words = words_of(text)
-            if rules.overlap.touches([word for word, _ in self._said] + words):
+            if self._rules.overlap.touches([word for word, _ in self._said] + words):
                 return False
             # Nothing that begins before the last `hold_back` characters can be taken out.
             first = max(0, len(text) - self._hold)
             begins = [self._base + start + first + at for _, at in spans_of(text[first:])]
+            words = words[1 - GROUP :]
             places = [*[0] * len(words), *begins][len(begins) :]
-            self._said = [*self._said, *zip(words, places, strict=True)][1 - GROUP :]
-        self._folded = folded[-_FOLDED_CHARS:]
+            said = [*said, *zip(words, places, strict=True)][1 - GROUP :]
+        if self._listener is not None and not self._listener.passes_over(text):
+            return False
+        self._said = said
         return True
 
     def _step(self, buffer: str, a: int, b: int, *, is_word: bool) -> None:
@@ -265,8 +278,10 @@ class Stream:
             self._act(Passage("control", a, b))
         if self._follows and not self.stopped:
             self._follow(buffer[a:b], start, start + b - a)
-        if is_word and self._listens and not self.stopped:
-            self._listen(buffer, a, b)
+        if is_word and self._listener is not None and not self.stopped:
+            heard = self._listener.hears(buffer, a, b)
+            if heard is not None:
+                self._act(Passage("canary", heard, b))
 
     def _open(self, otherwise: int) -> int:
         """Where what is held for another reason than `hold_back` begins."""
@@ -285,7 +300,7 @@ class Stream:
             mark = self._rules.pii.mark(one.kind, self._text(one.start, one.end))
             self._take("pii", one.start, one.end, mark)
 
-    # -- the operator's sentences and canaries ---------------------------------------------------
+    # -- the operator's sentences ----------------------------------------------------------------
 
     @property
     def _leaking(self) -> bool:
@@ -313,23 +328,6 @@ class Stream:
                 self._take("prompt", self._run_to, end)
             self._run_to = end
 
-    def _listen(self, buffer: str, a: int, b: int) -> None:
-        new = canary.folded(buffer[a:b])
-        self._folded = (self._folded + new)[-max(_FOLDED_CHARS, len(new)) :]
-        last = max(0, len(self._folded) - len(new) - 2)
-        ends = self._rules.canary_ends.search(self._folded, last)
-        for spelling in self._rules.canaries if ends else ():
-            at = self._folded.find(spelling, max(0, len(self._folded) - len(new) - len(spelling)))
-            if at < 0:
-                continue
-            first, left = b, len(self._folded) - at
-            while left and first:
-                first -= 1
-                left -= buffer[first].isascii() and buffer[first].isalnum()
-            self._folded = ""
-            self._act(Passage("canary", first, b))
-            return
-
     # -- what to do ------------------------------------------------------------------------------
 
     def _act(self, passage: Passage) -> None:
@@ -340,7 +338,9 @@ class Stream:
         self._take(passage.detector, self._base + passage.start, self._base + passage.end)
 
     def _count(self, detector: str, number: int) -> None:
-        self.findings[detector, self._rules.actions[detector]] += number
+        action = self._rules.actions[detector]
+        if action != "off":
+            self.findings[detector, action] += number
 
     def _take(self, detector: str, start: int, end: int, mark: str | None = None) -> None:
         if not self._rules.takes(detector):

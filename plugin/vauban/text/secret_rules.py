@@ -68,11 +68,12 @@ _SECRET_NAMES: Final = (
 )  # fmt: skip
 _DRAWN = re.compile(rf"{RUN_CHARS}{{{MIN_RUN_CHARS},}}")
 _HEX = re.compile(r"[0-9a-fA-F]+")
-_DIGITS = re.compile(r"\d")
+_NO_DIGITS = dict.fromkeys(map(ord, "0123456789"))
 _MIN_NAMED_CHARS = 24
 _MIN_BITS = 3.6
 _MIN_HEX_BITS = 3.0
 _MIN_HEX_CHARS = 32
+_MARGIN_BITS = 1e-6
 
 
 @cache
@@ -154,13 +155,29 @@ def drawn_span(word: str) -> tuple[int, int] | None:
     for found in _DRAWN.finditer(word):
         piece = found.group().strip("=")
         if _HEX.fullmatch(piece):
-            random = len(piece) >= _MIN_HEX_CHARS and _bits(piece) >= _MIN_HEX_BITS
+            random = len(piece) >= _MIN_HEX_CHARS and _has_bits(piece, _MIN_HEX_BITS)
         else:
             # Paths and hyphenated names are long, too, but hold few digits.
-            random = len(_DIGITS.findall(piece)) * 20 >= len(piece) and _bits(piece) >= _MIN_BITS
+            digits = len(piece) - len(piece.translate(_NO_DIGITS))
+            random = digits * 20 >= len(piece) and _has_bits(piece, _MIN_BITS)
         if random:
             return found.span()
     return None
+
+
+def _has_bits(text: str, least: float) -> bool:
+    """Whether a text has at least so many bits for each character.
+
+    Mostly the number of different characters tells: it has most where all are equally frequent,
+    and least where all but one stand once.
+    """
+    size, kinds = len(text), len(set(text))
+    if math.log2(max(kinds, 1)) < least - _MARGIN_BITS:
+        return False
+    others = size - kinds + 1
+    if size and math.log2(size) - _n_log_n(others) / size > least + _MARGIN_BITS:
+        return True
+    return _bits(text) >= least
 
 
 def _bits(text: str) -> float:

@@ -46,7 +46,8 @@ def test_measures_are_those_of_the_reference(seed: int, count: int, data: st.Dat
     vectors = World(topics=12, texts=8, seed=seed).script(count)
     start = data.draw(st.integers(0, count - 1))
     found, wanted = measure(vectors, start).stack(), one_by_one(vectors, start).stack()
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-3)
+    # A small spread, by which lags are divided, magnifies the rounding of float32.
+    np.testing.assert_allclose(found, wanted, rtol=5e-4, atol=2e-3)
 
 
 def test_statistics_stay_in_their_ranges() -> None:

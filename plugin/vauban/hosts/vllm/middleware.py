@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator, MutableMapping
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -48,6 +49,7 @@ from vauban.hosts.vllm.tool_gate import Turn
 from vauban.hosts.vllm.tool_stage import withholder
 from vauban.hosts.vllm.users import UsersApi
 from vauban.protocol.shapes import Shape
+from vauban.text.sequel import leaks_jointly
 from vauban.treatment import refuse, treated
 from vauban.types import Mode, Principal
 
@@ -150,7 +152,7 @@ class GuardMiddleware:
             [instruction] if instruction else [], [canary] if canary else []
         )
         # Whoever reads it later is not there for an approval: what would hold it ends it.
-        editors: list[Editor] = [output_editor(rules.with_holds("stop"), Shape.RESPONSES)]
+        editors: list[Editor] = [output_editor(rules.with_actions(hold="stop"), Shape.RESPONSES)]
         logprobs = front.hardening.stored()
         if logprobs is not None:
             editors.insert(0, logprobs)
@@ -161,7 +163,10 @@ class GuardMiddleware:
 
         # Whoever reads it now may not be there for an answer; and what the model had read is not
         # known any more.
-        turn = Turn(principal.id, request_id, _STORED_PATH, tainted=True, may_ask=False)
+        turn = Turn(
+            principal.id, request_id, _STORED_PATH, tainted=True, may_ask=False,
+            leaks=partial(leaks_jointly, rules),
+        )  # fmt: skip
         last = withholder(front.tool_gate, Shape.RESPONSES, turn)
         return Rewriter(send, editors, failed, last=last).send
 

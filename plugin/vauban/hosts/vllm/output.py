@@ -2,14 +2,14 @@
 streamed.
 
 A channel is what a client puts together into one text: the content, the reasoning, the arguments
-of one tool call. Each has a reader of its own (`text/sanitize.py`). What is held back of it comes
+of one tool call. Each has a reader of its own (`text/sanitize.py`); the texts of several items or
+blocks are read together besides (`text/sequel.py`). What is held back of a channel comes
 out with a later event, at the latest with the one that ends the channel. Token ids and
 log-probabilities spell the text too, so they come out with the text that they belong to, or not at
 all when something was taken out of it.
 
 Does not cover: answers of token ids without text (`/inference/v1/generate` in its default mode);
-what a model's reasoning, or the arguments of one call, say before and after something else, read as
-one text.
+what the arguments of one call say before and after something else, read as one text.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from vauban.errors import MalformedRequest
 from vauban.hosts.vllm.answers import CONTENT_FILTER
 from vauban.hosts.vllm.rewrite import Event
 from vauban.text.sanitize import Sanitizer, Stream
+from vauban.text.sequel import Sequel, Series
 
 _TEXTS: Final = ("reasoning", "reasoning_content", "content", "refusal", "text")
 _TEXT_NAMES: Final = frozenset(_TEXTS)
@@ -55,13 +56,26 @@ class Channels:
         self.findings: Counter[tuple[str, str]] = Counter()
         self.said: dict[Key, list[str]] | None = None
         self._open: dict[Key, Stream] = {}
+        self._series: dict[str, Series] = {}
+        self._series_of: dict[Key, Series] = {}
         self._cleaned: dict[tuple[str, bool], str] = {}
 
-    def feed(self, key: Key, text: str, *, json: bool = False) -> tuple[str, Stream]:
+    def feed(
+        self, key: Key, text: str, *, json: bool = False, series: str | None = None
+    ) -> tuple[str, Stream]:
+        """
+        :param series: programs put the channel behind the last one of the same series.
+        """
         stream = self._open.get(key)
-        if stream is None:
+        if stream is None and series is not None:
+            self._series_of[key] = self._one_of(series)
+            stream = self._open[key] = self._series_of[key].begin()
+        elif stream is None:
             stream = self._open[key] = self.rules.stream(json=json)
         return self._heard(key, stream.feed(text)), stream
+
+    def _one_of(self, series: str) -> Series:
+        return self._series.setdefault(series, Series(self.rules))
 
     def reader(self, key: Key) -> Stream | None:
         """That of a channel which has begun and not ended."""
@@ -76,7 +90,8 @@ class Channels:
         stream = self._open.pop(key, None)
         if stream is None:
             return "", None
-        rest = stream.finish()
+        series = self._series_of.pop(key, None)
+        rest = stream.finish() if series is None else series.end(stream)
         self.findings.update(stream.findings)
         return self._heard(key, rest), stream
 
@@ -86,10 +101,13 @@ class Channels:
             self.findings.update(stream.findings)
         self._open.clear()
 
-    def whole(self, text: str, *, json: bool = False) -> tuple[str, Stream]:
-        cleaned, stream = self.rules.whole(text, json=json)
-        self.findings.update(stream.findings)
-        return self._heard(("whole", len(self.said or ())), cleaned), stream
+    def whole(
+        self, text: str, *, json: bool = False, series: str | None = None
+    ) -> tuple[str, Stream]:
+        """See `feed`."""
+        key = ("whole", len(self.said or ()))
+        cleaned, stream = self.feed(key, text, json=json, series=series)
+        return cleaned + self.close(key)[0], stream
 
     def _heard(self, key: Key, text: str) -> str:
         if self.said is not None and text:
@@ -98,6 +116,9 @@ class Channels:
 
     def repeated(self, text: str, *, json: bool = False) -> str:
         """A text that was read before, piece by piece, and now comes whole."""
+        for series in self._series.values():
+            if text in series.cut:
+                return series.cut[text]
         if (text, json) not in self._cleaned:
             if len(self._cleaned) >= 8:
                 self._cleaned.clear()
@@ -250,14 +271,17 @@ class _Choice:
                 self._leave(delta if isinstance(delta, dict) else part)
                 self._current, self._stream = key, self._channels.reader(key)
             before = self._stream.fed if self._stream is not None else 0
-            holder[name], self._stream = self._channels.feed(key, holder[name], json=json)
+            series = None if json or name in _RESUMED else f"{name} {self._index}"
+            holder[name], self._stream = self._channels.feed(
+                key, holder[name], json=json, series=series
+            )
             if self._stream.stopped:
                 self.ended_by = self._stream
                 return
-        if attached and self._stream is not None:
-            self._waiting.append((self._stream, before, self._stream.fed, attached))
-        elif attached:
+        if self._stream is None:
             part.update(attached)
+        elif attached and not isinstance(self._stream, Sequel):  # which knows no token's fate
+            self._waiting.append((self._stream, before, self._stream.fed, attached))
         if part.get("finish_reason") is not None:
             self.finished, self._current = True, None
             for key in self._channels.of_choice(self._index):

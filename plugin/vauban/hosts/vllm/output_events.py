@@ -20,6 +20,14 @@ from vauban.text.sanitize import Sanitizer
 
 _ITEM_TEXTS: Final = ("text", "refusal", "arguments", "code", "input")
 _ITEM_PARTS: Final = ("content", "summary", "outputs", "output", "item", "part", "response")
+_SERIES: Final = {
+    "output_text": "text",
+    "refusal": "refusal",
+    "reasoning_text": "reasoning",
+    "summary_text": "summary",
+    "reasoning_summary_text": "summary",
+}
+"""What programs put together of several items, by the type of a part and of a piece."""
 _BLOCK_TEXTS: Final = {"text": "text", "thinking": "thinking", "partial_json": "partial_json"}
 
 
@@ -92,7 +100,8 @@ class ResponsesEditor(ProtocolEditor):
         if self._kept is not None:
             released.append(self._kept)
         is_json = "arguments" in kind
-        data["delta"], stream = self.channels.feed(key, data["delta"], json=is_json)
+        series = _SERIES.get(kind.removeprefix("response.").removesuffix(".delta"))
+        data["delta"], stream = self.channels.feed(key, data["delta"], json=is_json, series=series)
         if data.get("logprobs"):
             data["logprobs"] = []  # they spell what is still held back
         self._kept, self._key = event.changed(), key
@@ -142,7 +151,8 @@ class ResponsesEditor(ProtocolEditor):
             if not isinstance(text, str):
                 continue
             if counts:
-                cleaned, stream = self.channels.whole(text, json=name == "arguments")
+                series = _SERIES.get(str(holder.get("type")))
+                cleaned, stream = self.channels.whole(text, json=name == "arguments", series=series)
                 stopped = self.ended_by(stream)
             else:
                 cleaned = self.channels.repeated(text, json=name == "arguments")
@@ -205,8 +215,8 @@ class AnthropicEditor(ProtocolEditor):
     def _block(self, block: dict[str, Any]) -> tuple[bool, bool]:
         changed = stopped = False
         for name in ("text", "thinking"):
-            if isinstance(block.get(name), str):
-                cleaned, stream = self.channels.whole(block[name])
+            if isinstance(block.get(name), str) and block[name]:
+                cleaned, stream = self.channels.whole(block[name], series=name)
                 changed, stopped = changed or cleaned != block[name], self.ended_by(stream)
                 block[name] = cleaned
         if block.get("input"):
@@ -248,7 +258,9 @@ class AnthropicEditor(ProtocolEditor):
         for name in _BLOCK_TEXTS:
             if isinstance(delta.get(name), str):
                 is_json = name == "partial_json"
-                delta[name], stream = self.channels.feed((index,), delta[name], json=is_json)
+                delta[name], stream = self.channels.feed(
+                    (index,), delta[name], json=is_json, series=None if is_json else name
+                )
                 self._kinds[index] = (str(delta.get("type")), name)
                 if self.ended_by(stream):
                     self._index = index

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from starlette.types import Send
 
@@ -17,6 +18,7 @@ from vauban.hosts.vllm.tool_gate import Turn
 from vauban.hosts.vllm.tool_stage import ToolStage
 from vauban.protocol.shapes import Shape
 from vauban.text.sanitize import Sanitizer
+from vauban.text.sequel import leaks_jointly
 
 
 @dataclass(slots=True)
@@ -35,14 +37,15 @@ class OutputStage:
     def read(self, rules: Sanitizer) -> None:
         """Have the answer sanitised, and its tool calls judged."""
         output = self._output = output_editor(rules, self.shape)
-        self._last = self.tools.editor()
+        self._last = self.tools.editor(partial(leaks_jointly, rules))
         held_by = self.front.policy.output.held_by
         if not held_by:
             return
 
         def again() -> tuple[list[Editor], OutputEditor, LastEditor | None]:
-            lifted = output_editor(rules.with_holds("monitor"), self.shape)
-            return [*self.editors, lifted], lifted, self.tools.editor()
+            others = rules.with_actions(hold="monitor")
+            lifted, last = output_editor(others, self.shape), partial(leaks_jointly, others)
+            return [*self.editors, lifted], lifted, self.tools.editor(last)
 
         self._keeper = AnswerKeeper(
             self.front.tool_gate, self.turn, self.tools.form, output, again, held_by

@@ -12,13 +12,14 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Final
 
 from vauban.access.approval import CALLS, Approval, Approvals, Call, State
 from vauban.access.approval import ID as APPROVAL_ID
-from vauban.access.arguments import canonical
+from vauban.access.arguments import canonical, texts_in
 from vauban.access.receipt import Receipts
 from vauban.access.tool_rules import Ruling, ToolDecision, ToolRules, Why
 from vauban.errors import ApprovalsLost, NotFound, StateUnavailable
@@ -43,6 +44,7 @@ _DENIED: Final = {
     Why.RECIPIENT: "a recipient is outside of what the server's policy allows",
     Why.AMOUNT: "an amount is outside of what the server's policy allows",
     Why.PATH: "a path is outside of what the server's policy allows",
+    Why.LEAK: "together, its arguments say what must not leave",
     Why.NAME: "its name is too long",
     Why.READ_LATER: "it needs a person's approval, which a response that is read later can't get",
     Why.TOO_MANY: "too much waits for approval already",
@@ -89,7 +91,8 @@ class Outcome:
 @dataclass(slots=True)
 class Turn:
     """What the gate has to know of a request. `tainted`: its texts come from tools or documents,
-    too. `may_ask`: the client is there to come back with an approval."""
+    too. `may_ask`: the client is there to come back with an approval. `leaks`: whether texts, put
+    together, say what must not leave."""
 
     principal: str
     request_id: str
@@ -97,6 +100,7 @@ class Turn:
     tools: Mapping[str, str] = field(default_factory=dict)
     tainted: bool = False
     may_ask: bool = True
+    leaks: Callable[[Sequence[str]], bool] = lambda _: False
 
 
 class ToolGate:
@@ -130,6 +134,8 @@ class ToolGate:
             rule_on_call(self._rules, call.tool, call.arguments, tainted=turn.tainted)
             for call in calls
         ]
+        if any(map(turn.leaks, _texts_of(calls))):
+            rulings = [Ruling(ToolDecision.DENY, Why.LEAK) for _ in calls]
         worst = max(rulings, key=lambda ruling: ruling.decision)
         held: Approval | Why | None = None
         if worst.decision is ToolDecision.ASK and self.enforces:
@@ -279,6 +285,12 @@ class ToolGate:
             tools=[safe_name(tool) for tool in tools],
             policy=self._digest,
         )
+
+
+def _texts_of(calls: Sequence[Said]) -> Iterator[list[str]]:
+    """What somebody could put together of the calls of a turn: names, and values."""
+    for texts in zip(*(texts_in(call.arguments) for call in calls), strict=True):
+        yield [*chain.from_iterable(texts)]
 
 
 def safe_name(name: str) -> str:

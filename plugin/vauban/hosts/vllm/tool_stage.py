@@ -3,7 +3,8 @@ answer is withheld."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from starlette.datastructures import Headers
@@ -77,8 +78,9 @@ class ToolStage:
             self._shape, outcome, self._turn.request_id, model=model, stream=stream
         )
 
-    def editor(self) -> LastEditor | None:
-        return withholder(self._gate, self._shape, self._turn)
+    def editor(self, leaks: Callable[[Sequence[str]], bool]) -> LastEditor | None:
+        """What takes withheld calls out of the answer. :param leaks: see `Turn`."""
+        return withholder(self._gate, self._shape, replace(self._turn, leaks=leaks))
 
 
 def _brings_what_others_wrote(data: Mapping[str, Any]) -> bool:

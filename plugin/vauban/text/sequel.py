@@ -1,0 +1,102 @@
+"""Reads texts that stand one behind the other in an answer: messages, blocks. Programs put them
+together (the `output_text` of OpenAI's SDK is such a text), so what is taken out of one text must
+not come out of two either.
+
+Each text is read by itself, as somebody may show it, and what is left of it is read again as what
+stands behind the texts before. Those have left already: of what begins in them and ends here, the
+part that is here is taken out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from vauban.text.sanitize import Sanitizer, Stream
+
+
+class Series:
+    """Such texts. One is open at a time; a second one is read by itself.
+
+    `cut`: each text of which something was taken out because of those before, and what is left.
+    """
+
+    def __init__(self, rules: Sanitizer) -> None:
+        self.cut: dict[str, str] = {}
+        self._rules = rules
+        self._before: Stream | None = None
+
+    def begin(self) -> Stream:
+        """The reader of the next text."""
+        before, self._before = self._before, None
+        return self._rules.stream() if before is None else Sequel(self._rules, before)
+
+    def end(self, stream: Stream) -> str:
+        """The rest of a text, whose reader this is."""
+        if not isinstance(stream, Sequel):
+            self._before = stream.branch()
+            return stream.finish()
+        rest = stream.finish()
+        self._before = stream.branch()
+        if stream.is_cut:
+            self.cut["".join(stream.fed_pieces)] = "".join(stream.let_out) + rest
+        return rest
+
+
+class Sequel(Stream):
+    """Reads a text that stands behind others.
+
+    :param before: the branch of the last of these.
+    """
+
+    def __init__(self, rules: Sanitizer, before: Stream) -> None:
+        super().__init__(rules, json=False, markup=True)
+        self.fed_pieces: list[str] = []
+        self.let_out: list[str] = []
+        self._together = self._next = before
+
+    @property
+    def is_cut(self) -> bool:
+        return bool(self._together.cuts)
+
+    def feed(self, text: str) -> str:
+        """See `Stream.feed`."""
+        self.fed_pieces.append(text)
+        said = self._together.feed(super().feed(text))
+        if self.stopped:
+            said += self._together.finish()
+        self._note()
+        self.let_out.append(said)
+        return said
+
+    def finish(self) -> str:
+        """See `Stream.finish`."""
+        said = self._together.feed(super().finish())
+        self._next = self._together.branch()
+        said += self._together.finish()
+        self._note()
+        return said
+
+    def branch(self) -> Stream:
+        """See `Stream.branch`, but once it is finished."""
+        return self._next
+
+    def _note(self) -> None:
+        if self._together.stopped:
+            self.stopped, self.held = True, self._together.held
+        self.findings.update(self._together.findings)
+        self._together.findings.clear()
+
+
+def leaks_jointly(rules: Sanitizer, texts: Sequence[str]) -> bool:
+    """Whether texts that somebody could put together say a canary or the operator's sentences, as
+    far as these rules take them out."""
+    if not (rules.canaries or rules.overlap):
+        return False
+    strict = copy.copy(rules)
+    strict.pii = None
+    strict.actions = {
+        name: "redact" if name in ("canary", "prompt") and rules.takes(name) else "off"
+        for name in rules.actions
+    }
+    return bool(strict.whole("\n".join(texts), markup=False)[1].findings)
