@@ -11,12 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from rich.console import Console
 
 from vauban.commands import redteam_ablation
 from vauban.commands.redteam_ablation import ORDER, ablate, tables
-from vauban.commands.redteam_target import GUARDS, scripted_target
+from vauban.commands.redteam_target import GUARDS, SCRIPTED, TRAINED, local_target
 from vauban.errors import RedTeamError
 from vauban.redteam.result import (
     AttackResult,
@@ -61,23 +62,31 @@ def test_nothing_judged_is_not_zero_won() -> None:
 
 def test_every_setting_is_attacked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert sorted(ORDER) == sorted(GUARDS)
-    started: list[tuple[str, bool]] = []
+    started: list[tuple[str, str, bool]] = []
 
     @contextmanager
-    def server(guard: str, *, engine: bool) -> Any:
-        started.append((guard, engine))
+    def server(guard: str, model: str, *, engine: bool) -> Any:
+        started.append((guard, model, engine))
         yield SimpleNamespace(url=f"http://{guard}")
 
     def run(tools: Sequence[str], settings: Settings, console: Console) -> Result:
         return made(20 if settings.target.url == "http://off" else 0)
 
-    monkeypatch.setattr(redteam_ablation, "scripted_target", server)
+    monkeypatch.setattr(redteam_ablation, "local_target", server)
     monkeypatch.setattr(redteam_ablation, "run_all", run)
     console = Console(file=io.StringIO())
-    ablate(console, ["garak"], Settings(Server("")), tmp_path, engine=False)
-    assert started == [(guard, False) for guard in ORDER]
-    ablate(console, ["garak"], Settings(Server("")), tmp_path, engine=True, guards=["on"])
-    assert started[len(ORDER) :] == [("on", True)]
+    ablate(console, ["garak"], Settings(Server("")), tmp_path, model=TRAINED, engine=False)
+    assert started == [(guard, TRAINED, False) for guard in ORDER]
+    ablate(
+        console,
+        ["garak"],
+        Settings(Server("")),
+        tmp_path,
+        model=TRAINED,
+        engine=True,
+        guards=["on"],
+    )
+    assert started[len(ORDER) :] == [("on", TRAINED, True)]
     assert read_result(tmp_path / "guard-off.json").attacks[0].wins == 20
     assert "| on | 0 of 20" in (tmp_path / "ablation.md").read_text()
 
@@ -86,13 +95,16 @@ def test_a_setting_that_does_not_exist_is_refused_before_any_is_attacked(tmp_pat
     with pytest.raises(RedTeamError, match="--guard must be one of"):
         ablate(
             Console(file=io.StringIO()), [], Settings(Server("")), tmp_path,
-            engine=False, guards=["on", "none"],
+            model=SCRIPTED, engine=False, guards=["on", "none"],
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_target_without_an_engine_is_started_and_stopped() -> None:
-    with scripted_target("off", engine=False) as server:
+@pytest.mark.parametrize("model", [SCRIPTED, pytest.param(TRAINED, marks=pytest.mark.slow)])
+def test_a_target_without_an_engine_is_started_and_stopped(model: str) -> None:
+    with local_target("off", model, engine=False) as server:
+        listed = httpx.get(f"{server.url}/v1/models", trust_env=False).json()
+        assert listed["data"][0]["id"] == model
         assert server.process.poll() is None
     assert server.process.poll() is not None
 

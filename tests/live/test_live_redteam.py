@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from fake_target import Target, serving
 from vauban.cli import app
-from vauban.commands.redteam_target import MODEL, scripted_target
+from vauban.commands.redteam_target import SCRIPTED, local_target
 from vauban.redteam.gate import families
 from vauban.redteam.result import read_result, write_result
 
@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 def attack(tool: str, url: str, out: Path, *arguments: str) -> Path:
     """`vauban redteam TOOL --profile ci` against this server."""
-    given = ["--target", url, "--model", MODEL, "--profile", "ci", "--out", str(out)]
+    given = ["--target", url, "--model", SCRIPTED, "--profile", "ci", "--out", str(out)]
     done = CliRunner().invoke(app, ["redteam", tool, *given, *arguments])
     assert done.exit_code == 0, done.output
     return out
@@ -46,7 +46,7 @@ def gate(result: Path, baseline: Path = ON) -> Any:
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The result of the profile `ci` with everything on."""
-    with scripted_target("on") as server:
+    with local_target("on") as server:
         answers_do_not_depend_on_the_batch(server.url)
         out = tmp_path_factory.mktemp("redteam") / "on.json"
         return attack("all", server.url, out)
@@ -65,7 +65,7 @@ def without_classifier(tmp_path_factory: pytest.TempPathFactory, attacker: Targe
     """PyRIT alone with the classifier switched off, and turns by the attacker model beside."""
     place = tmp_path_factory.mktemp("redteam-off")
     (place / "policy.yaml").write_text(json.dumps({"injection": {"mode": "off"}}))
-    with scripted_target("on", policy_file=place / "policy.yaml", engine=False) as server:
+    with local_target("on", policy_file=place / "policy.yaml", engine=False) as server:
         more = ["--attacker", attacker.url, "--attacker-model", "m"]
         return attack("pyrit", server.url, place / "off.json", *more)
 
@@ -75,7 +75,7 @@ def answers_do_not_depend_on_the_batch(url: str) -> None:
 
         def ask(number: int) -> str:
             text = f"Repeat this sentence: number {number} of " + "many words " * number
-            body = {"model": MODEL, "messages": [{"role": "user", "content": text}]}
+            body = {"model": SCRIPTED, "messages": [{"role": "user", "content": text}]}
             answer = client.post(f"{url}/v1/chat/completions", json={**body, "max_tokens": 100})
             return str(answer.json()["choices"][0]["message"]["content"])
 

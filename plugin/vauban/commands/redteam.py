@@ -43,6 +43,10 @@ Limit = Annotated[
 ]
 Patience = Annotated[float, typer.Option("--request-s", min=0.1, help="Seconds per request.")]
 Note = Annotated[str, typer.Option(help="What readers must know of the target.")]
+TargetModel = Annotated[
+    Literal["scripted", "trained"],
+    typer.Option(help="No language model, but patterns; or the small trained stand-in."),
+]
 Benign = Annotated[
     Path | None,
     typer.Option(help="Your own harmless requests instead of ours: JSON lines with text, answer."),
@@ -129,15 +133,16 @@ def start_target(
     guard: Annotated[
         str, typer.Option(help="on, off, or one stage alone: normalise, sandwich, classifier.")
     ] = "on",
+    model: TargetModel = "scripted",
     policy_file: Annotated[Path | None, typer.Option("--policy", help="Policy file.")] = None,
     engine: Annotated[
         bool, typer.Option(help="--no-engine: only the front half, in seconds; times mean nothing.")
     ] = True,
 ) -> None:
-    """Start vLLM with a scripted target (no language model) that obeys what it is told."""
+    """Start vLLM with a target that obeys what it is told: a script, or a small trained model."""
     from vauban.commands.redteam_target import serve_target
 
-    serve_target(Console(), guard, port, policy_file, engine=engine)
+    serve_target(Console(), guard, model, port, policy_file, engine=engine)
 
 
 @app.command()
@@ -148,6 +153,7 @@ def ablate(
     guard: Annotated[
         list[str] | None, typer.Option(help="Only this setting, as for target; may be repeated.")
     ] = None,
+    model: TargetModel = "scripted",
     tool: Annotated[Literal["garak", "pyrit", "all"], typer.Option(help="What attacks.")] = "all",
     profile: Profile = "quick",
     engine: Annotated[
@@ -157,7 +163,7 @@ def ablate(
     parallel: Parallel = 4,
     limit_s: Limit = None,
 ) -> None:
-    """Attack the scripted target with the guard off, with each stage alone and with all on."""
+    """Attack a target of ours with the guard off, with each stage alone and with all on."""
     from vauban.commands.redteam_ablation import ORDER
     from vauban.commands.redteam_ablation import ablate as run
 
@@ -166,7 +172,7 @@ def ablate(
         limit_s=limit_s, request_s=60.0, note="", benign=None,
     )  # fmt: skip
     tools = ["garak", "pyrit"] if tool == "all" else [tool]
-    run(Console(), tools, settings, out, engine=engine, guards=guard or ORDER)
+    run(Console(), tools, settings, out, model=model, engine=engine, guards=guard or ORDER)
 
 
 def _settings(
@@ -181,7 +187,7 @@ def _settings(
     note: str,
     benign: Path | None,
 ) -> Settings:
-    from vauban.commands.redteam_target import MODEL, NOTE
+    from vauban.commands.redteam_target import MODELS
     from vauban.redteam.benign import Suite, read_suite
     from vauban.redteam.relay import Bounds
     from vauban.redteam.run import Server, Settings
@@ -196,7 +202,7 @@ def _settings(
         parallel=parallel,
         limit_s=limit_s,
         bounds=Bounds(request_s=request_s),
-        note=note or (NOTE if model == MODEL else ""),
+        note=note or (MODELS[model].note if model and model in MODELS else ""),
         command=shlex.join(["vauban", *sys.argv[1:]])[:2_000],
         hardware=f"{platform.machine()}, {os.cpu_count()} CPUs",
     )

@@ -1,4 +1,4 @@
-"""`vauban redteam ablate`: the same attacks on the scripted target, under each of its guards."""
+"""`vauban redteam ablate`: the same attacks on one target, under each of its guards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vauban.commands.local_server import terminable
-from vauban.commands.redteam_target import MODEL, NOTE, check_guard, scripted_target
+from vauban.commands.redteam_target import MODELS, check_guard, local_target
 from vauban.redteam.gate import families
 from vauban.redteam.result import AttackResult, BenignResult, Result, read_result, write_result
 from vauban.redteam.run import Server, Settings, run_all
@@ -25,12 +25,14 @@ def ablate(
     settings: Settings,
     out: Path,
     *,
+    model: str,
     engine: bool,
     guards: Sequence[str] = ORDER,
 ) -> None:
     """Attack under each of `guards`; write a result for each, and the tables of all.
 
     :param settings: their target is replaced.
+    :param model: one of `redteam_target.MODELS`.
     :param out: a directory. Results of other settings that are there are in the tables, too.
     :raises RedTeamError: there is no such setting, or a server does not answer.
     """
@@ -38,9 +40,9 @@ def ablate(
         check_guard(guard)
     for guard in guards:
         console.print(f"guard: {guard}", highlight=False)
-        with terminable(), scripted_target(guard, engine=engine) as server:
-            target = Server(server.url, MODEL)
-            found = run_all(tools, replace(settings, target=target, note=NOTE), console)
+        with terminable(), local_target(guard, model, engine=engine) as server:
+            attacked = replace(settings, target=Server(server.url, model), note=MODELS[model].note)
+            found = run_all(tools, attacked, console)
         write_result(found, out / f"guard-{guard}.json")
     files = {guard: out / f"guard-{guard}.json" for guard in ORDER}
     table = tables({guard: read_result(path) for guard, path in files.items() if path.exists()})

@@ -1,4 +1,4 @@
-"""The scripted target without vLLM: the front half, with the encoder in it, before a chat route.
+"""A target without vLLM: the front half, with the encoder in it, before a chat route.
 
 Starts in seconds where a whole server takes a minute or more. The middleware, the guard, the
 encoder, the tokenizer and the chat template are the real ones; engine, scheduler and sampler are
@@ -7,10 +7,12 @@ not there, so times measured on it mean nothing.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,26 +26,39 @@ from starlette.routing import Route
 from vauban.commands.serve import LOOPBACK
 from vauban.hosts.vllm.front import Front
 from vauban.hosts.vllm.middleware import GuardMiddleware
-from vauban.scripted import answer_to
-from vauban.standin import MAX_MODEL_LEN, load_tokenizer
+from vauban.standin import load_tokenizer
 
-MODEL = "scripted"
 VERSION = "front-only"
 
 
-def front_only_app(model: Path, policy: Mapping[str, Any]) -> Starlette:
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """A model, and who answers for it.
+
+    `directory`: of its tokenizer and chat template. `answer`: from a rendered prompt, and the most
+    tokens that may be made of it, which the prompt leaves room for in the context. An answer may be
+    longer all the same, and is then cut.
+    """
+
+    name: str
+    directory: Path
+    context_tokens: int
+    answer: Callable[[str, int], str]
+    max_answer_tokens: int
+
+
+def front_only_app(model: Answering, policy: Mapping[str, Any]) -> Starlette:
     """The application.
 
-    :param model: directory of a stand-in, for its tokenizer and template.
     :param policy: policy sections, over file and environment.
     :raises ConfigError: the policy is wrong.
     """
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model.directory)
     sections = {**policy, "encoder": {**policy.get("encoder", {}), "place": "front"}}
-    listed = {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
+    listed = {"object": "list", "data": [{"id": model.name, "object": "model"}]}
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", partial(_chat, tokenizer), methods=["POST"]),
+            Route("/v1/chat/completions", partial(_chat, model, tokenizer), methods=["POST"]),
             Route("/v1/models", _fixed(listed)),
             Route("/version", _fixed({"version": VERSION})),
             Route("/health", _fixed({})),
@@ -52,10 +67,10 @@ def front_only_app(model: Path, policy: Mapping[str, Any]) -> Starlette:
     app.state.args = SimpleNamespace(additional_config={"vauban": sections}, host=LOOPBACK)
     app.state.engine_client = SimpleNamespace(
         renderer=SimpleNamespace(get_tokenizer=lambda: tokenizer),
-        model_config=SimpleNamespace(max_model_len=MAX_MODEL_LEN),
+        model_config=SimpleNamespace(max_model_len=model.context_tokens),
     )
     app.state.vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(policy="fcfs"))
-    app.state.openai_serving_models = SimpleNamespace(model_name=lambda: MODEL)
+    app.state.openai_serving_models = SimpleNamespace(model_name=lambda: model.name)
     app.state.online_renderer = SimpleNamespace(chat_template=None)
     front = Front()
     front.configure(app.state.args)
@@ -63,7 +78,7 @@ def front_only_app(model: Path, policy: Mapping[str, Any]) -> Starlette:
     return app
 
 
-def serve_front_only(model: Path, policy: Mapping[str, Any], port: int) -> None:
+def serve_front_only(model: Answering, policy: Mapping[str, Any], port: int) -> None:
     """Run it until it is interrupted."""
     import uvicorn
 
@@ -79,20 +94,24 @@ def _fixed(body: Any) -> Callable[[Request], Any]:
     return answer
 
 
-async def _chat(tokenizer: Any, request: Request) -> JSONResponse:
+async def _chat(model: Answering, tokenizer: Any, request: Request) -> JSONResponse:
     body = json.loads(await request.body())
     messages = [{"role": m["role"], "content": _plain(m["content"])} for m in body["messages"]]
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     # As the engine sees it: through the tokenizer, special tokens recognised.
-    prompt = tokenizer.decode(tokenizer.encode(prompt, add_special_tokens=False))
-    ids = tokenizer.encode(answer_to(prompt), add_special_tokens=False)
-    said = tokenizer.decode(ids[: int(body.get("max_tokens") or MAX_MODEL_LEN)])
+    given = tokenizer.encode(prompt, add_special_tokens=False)
+    if (room := model.context_tokens - len(given)) < 1:
+        return _too_long(len(given), model.context_tokens)
+    most = min(int(body.get("max_tokens") or room), room, model.max_answer_tokens)
+    answer = await asyncio.to_thread(model.answer, tokenizer.decode(given), most)
+    ids = tokenizer.encode(answer, add_special_tokens=False)
+    said = tokenizer.decode(ids[:most])
     return JSONResponse(
         {
             "id": "chatcmpl-front-only",
             "object": "chat.completion",
             "created": int(time.time()),
-            "model": MODEL,
+            "model": model.name,
             "choices": [
                 {
                     "index": 0,
@@ -103,6 +122,13 @@ async def _chat(tokenizer: Any, request: Request) -> JSONResponse:
             "usage": {"prompt_tokens": 0, "completion_tokens": len(ids), "total_tokens": len(ids)},
         }
     )
+
+
+def _too_long(tokens: int, context: int) -> JSONResponse:
+    """As vLLM refuses it."""
+    message = f"The prompt has {tokens} tokens; the context of this model holds {context}."
+    error = {"message": message, "type": "BadRequestError", "param": "messages", "code": 400}
+    return JSONResponse({"error": error}, status_code=400)
 
 
 def _plain(content: Any) -> str:

@@ -1,14 +1,16 @@
-"""`vauban redteam target`: a vLLM with the scripted target, guarded as far as asked."""
+"""`vauban redteam target`: a vLLM with a target that can lose, guarded as far as asked."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from rich.console import Console
@@ -17,14 +19,43 @@ from vauban.commands.local_server import LocalServer, free_port, running, termin
 from vauban.commands.serve import LOOPBACK, server_command
 from vauban.errors import RedTeamError
 from vauban.policy_sources import POLICY_FILE_VARIABLE
-from vauban.scripted import ARCHITECTURE
+from vauban.scripted import ARCHITECTURE, answer_to
 from vauban.standin import MAX_MODEL_LEN, make_standin
 
-MODEL = "scripted"
-NOTE = (
-    "The target is scripted, not a language model: it obeys the last instruction that it"
-    " recognises. The numbers say what reaches a model, not how well a real one resists."
-)
+if TYPE_CHECKING:
+    from vauban.commands.redteam_front import Answering
+
+
+@dataclass(frozen=True, slots=True)
+class TargetModel:
+    """A model to attack. `note`: what readers of a result must know of it. `flags`: vLLM's."""
+
+    note: str
+    context_tokens: int
+    max_answer_tokens: int
+    flags: tuple[str, ...] = ()
+
+
+SCRIPTED, TRAINED = "scripted", "trained"
+_TRAINED_ANSWER_TOKENS = 256
+_GREEDY = json.dumps({"temperature": 0.0, "max_new_tokens": _TRAINED_ANSWER_TOKENS})
+MODELS: Mapping[str, TargetModel] = {
+    SCRIPTED: TargetModel(
+        note="The target is scripted, not a language model: it obeys the last instruction that it"
+        " recognises. The numbers say what reaches a model, not how well a real one resists.",
+        context_tokens=MAX_MODEL_LEN,
+        max_answer_tokens=MAX_MODEL_LEN,
+    ),
+    TRAINED: TargetModel(
+        note="The target is a small trained stand-in, not a model that anybody uses: it does small"
+        " tasks, and was trained to obey the last order that it reads. The numbers say what reaches"
+        " a model and takes effect there, not how well a real one resists.",
+        context_tokens=4_096,
+        max_answer_tokens=_TRAINED_ANSWER_TOKENS,
+        flags=("--override-generation-config", _GREEDY),
+    ),
+}
+"""By the names that they are served as."""
 _OFF = "--additional-config.vauban.{}.mode"
 _STAGES = {"classifier": "injection", "normalise": "normalize", "sandwich": "sandwich"}
 GUARDS: Mapping[str, tuple[str, ...]] = {
@@ -37,12 +68,13 @@ GUARDS: Mapping[str, tuple[str, ...]] = {
 """The stages that each setting switches off; the last three have one stage alone."""
 
 
-def target_flags(guard: str) -> list[str]:
-    """vLLM's flags for the scripted target under one of `GUARDS`."""
+def target_flags(guard: str, model: str) -> list[str]:
+    """vLLM's flags for one of `MODELS` under one of `GUARDS`."""
     flags = [
-        "--served-model-name", MODEL, "--dtype", "float32", "--enforce-eager",
-        "--max-model-len", str(MAX_MODEL_LEN), "--kv-cache-memory-bytes", str(256 * 1024 * 1024),
-        "--additional-config.vauban.answer.details", "true",
+        "--served-model-name", model, "--dtype", "float32", "--enforce-eager",
+        "--max-model-len", str(MODELS[model].context_tokens),
+        "--kv-cache-memory-bytes", str(256 * 1024 * 1024),
+        "--additional-config.vauban.answer.details", "true", *MODELS[model].flags,
     ]  # fmt: skip
     for stage in GUARDS[guard]:
         flags += [_OFF.format(_STAGES[stage]), "off"]
@@ -50,8 +82,9 @@ def target_flags(guard: str) -> list[str]:
 
 
 @contextmanager
-def scripted_target(
+def local_target(
     guard: str,
+    model: str = SCRIPTED,
     port: int | None = None,
     policy_file: Path | None = None,
     *,
@@ -66,11 +99,11 @@ def scripted_target(
     port = free_port(port)
     with tempfile.TemporaryDirectory(prefix="vauban-target-", ignore_cleanup_errors=True) as place:
         if engine:
-            model = make_standin(Path(place) / "model", ARCHITECTURE)
-            flags = [*target_flags(guard), "--host", LOOPBACK, "--port", str(port)]
-            command, environ = server_command(str(model), flags, policy_file)
+            flags = [*target_flags(guard, model), "--host", LOOPBACK, "--port", str(port)]
+            directory = str(_directory(model, Path(place)))
+            command, environ = server_command(directory, flags, policy_file)
         else:
-            command, environ = _front_only(guard, port, policy_file), dict(os.environ)
+            command, environ = _front_only(guard, model, port, policy_file), dict(os.environ)
         environ |= {"TMPDIR": place, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
         environ["XDG_STATE_HOME"] = place
         # vLLM is 2,600 files: compiling them again in every process takes most of a start.
@@ -79,6 +112,25 @@ def scripted_target(
             with httpx.Client(trust_env=False) as client:
                 server.wait_ready(lambda address: _answers(client, address))
             yield server
+
+
+def _directory(model: str, place: Path) -> Path:
+    """Where the weights are. The scripted model has none that matter: they are made in `place`."""
+    if model == SCRIPTED:
+        return make_standin(place / "model", ARCHITECTURE)
+    from vauban.training.instruct_answer import SHIPPED_TARGET  # torch is heavy
+
+    return SHIPPED_TARGET
+
+
+def answering(model: str, place: Path) -> Answering:
+    """One of `MODELS` without an engine; `place` is an empty directory."""
+    from vauban.commands.redteam_front import Answering
+    from vauban.training.instruct_answer import Answerer
+
+    directory, about = _directory(model, place), MODELS[model]
+    answer = (lambda prompt, _: answer_to(prompt)) if model == SCRIPTED else Answerer(directory)
+    return Answering(model, directory, about.context_tokens, answer, about.max_answer_tokens)
 
 
 def check_guard(guard: str) -> None:
@@ -90,6 +142,7 @@ def check_guard(guard: str) -> None:
 def serve_target(
     console: Console,
     guard: str,
+    model: str,
     port: int | None,
     policy_file: Path | None,
     *,
@@ -100,12 +153,12 @@ def serve_target(
     :param engine: with vLLM; without it only the front half (see `redteam_front`).
     """
     check_guard(guard)
-    console.print(NOTE, highlight=False)
+    console.print(MODELS[model].note, highlight=False)
     if not engine:
-        _serve_front_only(console, guard, port, policy_file)
+        _serve_front_only(console, guard, model, port, policy_file)
         return
     console.print("Starting vLLM, which takes 35 to 120 s on a CPU")
-    with terminable(), scripted_target(guard, port, policy_file) as server:
+    with terminable(), local_target(guard, model, port, policy_file) as server:
         off = ", ".join(GUARDS[guard]) or "nothing"
         console.print(f"Ready at {server.url}, switched off: {off}. Ctrl-C ends it.")
         try:
@@ -114,9 +167,9 @@ def serve_target(
             console.print("stopped")
 
 
-def _front_only(guard: str, port: int, policy_file: Path | None) -> list[str]:
+def _front_only(guard: str, model: str, port: int, policy_file: Path | None) -> list[str]:
     command = [sys.executable, "-m", "vauban", "redteam", "target", "--no-engine"]
-    command += ["--guard", guard, "--port", str(port)]
+    command += ["--guard", guard, "--model", model, "--port", str(port)]
     return [*command, *(["--policy", str(policy_file)] if policy_file else [])]
 
 
@@ -128,7 +181,7 @@ def _answers(client: httpx.Client, address: str) -> bool:
 
 
 def _serve_front_only(
-    console: Console, guard: str, port: int | None, policy_file: Path | None
+    console: Console, guard: str, model: str, port: int | None, policy_file: Path | None
 ) -> None:
     from vauban.commands.redteam_front import serve_front_only
 
@@ -139,6 +192,6 @@ def _serve_front_only(
     policy["answer"] = {"details": True}
     policy["audit"] = {"log": "off"}
     with tempfile.TemporaryDirectory(prefix="vauban-target-", ignore_cleanup_errors=True) as place:
-        model = make_standin(Path(place) / "model", ARCHITECTURE)
+        asked = answering(model, Path(place))
         console.print(f"Without an engine, at http://{LOOPBACK}:{port}. Ctrl-C ends it.")
-        serve_front_only(model, policy, port)
+        serve_front_only(asked, policy, port)

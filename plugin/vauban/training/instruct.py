@@ -8,6 +8,7 @@ is `vauban train target` with nothing but torch, transformers, tokenizers and nu
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import time
@@ -33,7 +34,7 @@ from vauban.training.instruct_data import (
     train_tokenizer,
 )
 from vauban.training.instruct_evaluate import Score, evaluate, table
-from vauban.training.instruct_report import write_reports
+from vauban.training.instruct_report import PROVENANCE, write_reports
 
 Say = Callable[[str], None]
 _REPORT_STEPS = 100
@@ -117,9 +118,16 @@ def train_target(
         f" {progress.seconds:.0f} s"
     )
     scores = evaluate(model, tokenizer, evaluated, config.seed + 1_000_003, device)
-    write_reports(out, asdict(config), asdict(progress), scores)
+    write_reports(out, asdict(config), asdict(progress), scores, _provenance(init))
     say(table(scores))
     return scores
+
+
+def _provenance(directory: Path | None) -> dict[str, Any] | None:
+    path = directory / PROVENANCE if directory else None
+    if path is None or not path.exists():
+        return None
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def load_target(directory: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:

@@ -51,15 +51,21 @@ def evaluate(
     }
 
 
-def answered(model: Any, tokenizer: Any, prompts: Sequence[str], device: str) -> list[str]:
-    """Greedy answers to rendered prompts."""
+def answered(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    device: str,
+    max_tokens: int = MAX_ANSWER_TOKENS,
+) -> list[str]:
+    """Greedy answers to rendered prompts, each of at most `max_tokens`."""
     tokenizer.padding_side = "left"
     given = tokenizer(list(prompts), return_tensors="pt", padding=True, add_special_tokens=False)
     given.pop("token_type_ids", None)
     model.eval()
     with torch.inference_mode():
         made = model.generate(
-            **given.to(device), max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False,
+            **given.to(device), max_new_tokens=max_tokens, do_sample=False,
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
     new = made[:, given["input_ids"].shape[1] :]
