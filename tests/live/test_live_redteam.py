@@ -46,7 +46,7 @@ def gate(result: Path, baseline: Path = ON) -> Any:
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The result of the profile `ci` with everything on."""
-    with local_target("on") as server:
+    with local_target("on", SCRIPTED) as server:
         answers_do_not_depend_on_the_batch(server.url)
         out = tmp_path_factory.mktemp("redteam") / "on.json"
         return attack("all", server.url, out)
@@ -65,7 +65,7 @@ def without_classifier(tmp_path_factory: pytest.TempPathFactory, attacker: Targe
     """PyRIT alone with the classifier switched off, and turns by the attacker model beside."""
     place = tmp_path_factory.mktemp("redteam-off")
     (place / "policy.yaml").write_text(json.dumps({"injection": {"mode": "off"}}))
-    with local_target("on", policy_file=place / "policy.yaml", engine=False) as server:
+    with local_target("on", SCRIPTED, policy_file=place / "policy.yaml", engine=False) as server:
         more = ["--attacker", attacker.url, "--attacker-model", "m"]
         return attack("pyrit", server.url, place / "off.json", *more)
 

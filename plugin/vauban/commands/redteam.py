@@ -45,7 +45,7 @@ Patience = Annotated[float, typer.Option("--request-s", min=0.1, help="Seconds p
 Note = Annotated[str, typer.Option(help="What readers must know of the target.")]
 TargetModel = Annotated[
     Literal["scripted", "trained"],
-    typer.Option(help="No language model, but patterns; or the small trained stand-in."),
+    typer.Option(help="Patterns, no language model; or the small trained stand-in."),
 ]
 Benign = Annotated[
     Path | None,
@@ -133,13 +133,13 @@ def start_target(
     guard: Annotated[
         str, typer.Option(help="on, off, or one stage alone: normalise, sandwich, classifier.")
     ] = "on",
-    model: TargetModel = "scripted",
+    model: TargetModel = "trained",
     policy_file: Annotated[Path | None, typer.Option("--policy", help="Policy file.")] = None,
     engine: Annotated[
         bool, typer.Option(help="--no-engine: only the front half, in seconds; times mean nothing.")
     ] = True,
 ) -> None:
-    """Start vLLM with a target that obeys what it is told: a script, or a small trained model."""
+    """Start vLLM with a target that obeys what it is told: a small trained model, or a script."""
     from vauban.commands.redteam_target import serve_target
 
     serve_target(Console(), guard, model, port, policy_file, engine=engine)
@@ -153,7 +153,7 @@ def ablate(
     guard: Annotated[
         list[str] | None, typer.Option(help="Only this setting, as for target; may be repeated.")
     ] = None,
-    model: TargetModel = "scripted",
+    model: TargetModel = "trained",
     tool: Annotated[Literal["garak", "pyrit", "all"], typer.Option(help="What attacks.")] = "all",
     profile: Profile = "quick",
     engine: Annotated[

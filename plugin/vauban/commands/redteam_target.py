@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class TargetModel:
+class ModelFacts:
     """A model to attack. `note`: what readers of a result must know of it. `flags`: vLLM's."""
 
     note: str
@@ -39,14 +39,14 @@ class TargetModel:
 SCRIPTED, TRAINED = "scripted", "trained"
 _TRAINED_ANSWER_TOKENS = 256
 _GREEDY = json.dumps({"temperature": 0.0, "max_new_tokens": _TRAINED_ANSWER_TOKENS})
-MODELS: Mapping[str, TargetModel] = {
-    SCRIPTED: TargetModel(
+MODELS: Mapping[str, ModelFacts] = {
+    SCRIPTED: ModelFacts(
         note="The target is scripted, not a language model: it obeys the last instruction that it"
         " recognises. The numbers say what reaches a model, not how well a real one resists.",
         context_tokens=MAX_MODEL_LEN,
         max_answer_tokens=MAX_MODEL_LEN,
     ),
-    TRAINED: TargetModel(
+    TRAINED: ModelFacts(
         note="The target is a small trained stand-in, not a model that anybody uses: it does small"
         " tasks, and was trained to obey the last order that it reads. The numbers say what reaches"
         " a model and takes effect there, not how well a real one resists.",
@@ -84,7 +84,7 @@ def target_flags(guard: str, model: str) -> list[str]:
 @contextmanager
 def local_target(
     guard: str,
-    model: str = SCRIPTED,
+    model: str,
     port: int | None = None,
     policy_file: Path | None = None,
     *,
