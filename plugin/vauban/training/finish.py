@@ -131,18 +131,20 @@ def score_split(
     discount, cosines = np.zeros(len(rows)), []
     for at in range(0, len(rows), _ROWS_AT_ONCE):
         read: list[Ids] = []
+        first = len(row)
         for i, one in enumerate(rows[at : at + _ROWS_AT_ONCE], start=at):
             windows = guard.read([Segment(one.text, Origin.USER)]).windows.per_model[0]
-            for ids in windows:
-                parts = [] if window.excerpts_from_logit is None else excerpts(ids)
-                whole += [len(row)] * (1 + len(parts))
-                row += [i] * (1 + len(parts))
-                read += [ids, *parts]
-            filled = windows_worth(windows, window.max_tokens)
-            discount[i] = window.long_discount * np.log(filled)
+            row += [i] * len(windows)
+            read += windows
+            discount[i] = window.long_discount * np.log(windows_worth(windows, window.max_tokens))
             if i % 8 == 0 and windows:
                 cosines.append(_cosine(*(_embedding(model, windows) for model in models)))
-        entries.append(_both_logits(student, read))
+        whole += range(first, len(row))
+        logits = _both_logits(student, read)
+        parts = [(j, part) for j in _suspicious(logits, window) for part in excerpts(read[j])]
+        row += [row[first + j] for j, _ in parts]
+        whole += [first + j for j, _ in parts]
+        entries += [logits, _both_logits(student, [part for _, part in parts])]
         track(name, min(at + _ROWS_AT_ONCE, len(rows)), len(rows), "")
     deep, wide = np.concatenate(entries, axis=1)
     return Split(
@@ -156,6 +158,15 @@ def score_split(
         -np.inf if window.excerpts_from_logit is None else window.excerpts_from_logit,
         float(np.mean(cosines)),
     )
+
+
+def _suspicious(logits: Floats, window: WindowConfig) -> list[int]:
+    """Windows whose excerpts count at one of `LEXICAL_WEIGHTS`, by both heads' logits."""
+    if window.excerpts_from_logit is None:
+        return []
+    least, most = min(LEXICAL_WEIGHTS), max(LEXICAL_WEIGHTS)
+    highest = logits[0] + np.maximum(least * logits[1], most * logits[1])
+    return [int(i) for i in np.flatnonzero(highest >= window.excerpts_from_logit)]
 
 
 def _both_logits(model: EncoderModel, windows: Sequence[Ids]) -> Floats:

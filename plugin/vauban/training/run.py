@@ -96,6 +96,7 @@ def average(
     """A checkpoint with the mean of several's weights, calibrated anew (arXiv 2203.05482).
 
     :param checkpoints: directories of runs that began at the same base model. One: its weights.
+        A mean of runs counts as many times as it has runs.
     :raises ConfigError: none, of different architectures, or without a provenance file.
     """
     if not checkpoints:
@@ -104,10 +105,12 @@ def average(
     if any(c.architecture != configs[0].architecture for c in configs[1:]):
         raise ConfigError("the checkpoints differ in architecture")
     members = [read_tensors(*pair) for pair in zip(checkpoints, configs, strict=True)]
-    tensors: dict[str, NDArray[np.float32]] = {
-        name: np.stack([member[name] for member in members]).mean(axis=0) for name in members[0]
-    }
     runs = [_past_run(path) for path in checkpoints]
+    weights = [run.members for run in runs]
+    tensors: dict[str, NDArray[np.float32]] = {
+        name: np.average([m[name] for m in members], axis=0, weights=weights).astype(np.float32)
+        for name in members[0]
+    }
     files = data_files(data)
     every_row = {name: list(labelled_rows(path)) for name, path in files.items()}
     development = {name: rows for name, rows in every_row.items() if name != TRAIN}
