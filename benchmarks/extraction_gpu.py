@@ -2,7 +2,8 @@
 
 A step is 64 requests of as many callers. Measured are the whole detector, that holds a full window
 of each of 10,000 users; its shared index alone, full, found and added to; and each of FAISS's calls
-in it, with other ways to make them. Time is wall clock, a GPU's work waited for. One thread.
+in it, with other ways to make them. Queries are the same 64 steps again and again, so that each
+was asked before by others, or all "new". Time is wall clock, a GPU's work waited for. One thread.
 Without a GPU that FAISS finds, the CPU's half is measured.
 
 python -m benchmarks.extraction_gpu [--quick] [--users N]
@@ -14,19 +15,20 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import faiss
 import numpy as np
 import torch
-from benchmarks.extraction_cost import Talk, filled
+from benchmarks.extraction_cost import Talk, fill, filled
 from benchmarks.results import Measure, Result, percentile
 from rich.console import Console
 
 from vauban.detectors.extraction.detector import Query
 from vauban.detectors.extraction.index import NEIGHBOURS, SharedIndex
 from vauban.detectors.extraction.profile import PROFILE_BYTES
-from vauban.detectors.extraction.projection import DIMENSIONS, Floats
+from vauban.detectors.extraction.projection import DIMENSIONS, Floats, Small
 from vauban.detectors.extraction.reference import Reference
 from vauban.policy_extraction import ExtractionPolicy
 from vauban.types import Caller
@@ -35,6 +37,8 @@ STEP = 64
 USERS, QUICK_USERS = 10_000, 1_000
 STEPS, QUICK_STEPS = 300, 60
 WARM_UP = 20
+AGAIN = 64
+"""Steps after which queries that were asked before come again."""
 AT_MOST_US = 100.0
 POLICY = ExtractionPolicy()
 
@@ -45,12 +49,12 @@ def on_gpu() -> bool:
     return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 
 
-def times_us(step: Step, steps: int) -> list[float]:
-    """Microseconds of each step. Steps are numbered, also those that warm up."""
-    for number in range(WARM_UP):
+def times_us(step: Step, steps: int, first: int = 0) -> list[float]:
+    """Microseconds of each step. Steps are numbered from `first`, also those that warm up."""
+    for number in range(first, first + WARM_UP):
         step(number)
     times = []
-    for number in range(WARM_UP, WARM_UP + steps):
+    for number in range(first + WARM_UP, first + WARM_UP + steps):
         started = time.perf_counter()
         step(number)
         times.append((time.perf_counter() - started) * 1e6)
@@ -61,7 +65,7 @@ def measures(
     name: str, step: Step, steps: int, repeats: int, at_most: float | None = None
 ) -> list[Measure]:
     """Median, 95th percentile and mean, each over the steps of one repeat."""
-    runs = [times_us(step, steps) for _ in range(repeats)]
+    runs = [times_us(step, steps, n * (WARM_UP + steps)) for n in range(repeats)]
     return [
         Measure(f"{name}, p50", "µs", tuple(map(statistics.median, runs)), at_most=at_most),
         Measure(f"{name}, p95", "µs", tuple(percentile(run, 0.95) for run in runs)),
@@ -69,28 +73,37 @@ def measures(
     ]
 
 
-def detector_step(device: str, users: int, reference: Reference) -> Step:
+def detector_steps(device: str, users: int, reference: Reference, most_steps: int) -> list[Step]:
+    """Queries that were asked before, and new ones for so many steps."""
     talk = Talk(1)
     detector = filled(users, talk, reference, users * PROFILE_BYTES * 2 + 2**20, device)
-    rows = talk.of(STEP * 64).reshape(64, STEP, -1)
 
-    def step(number: int) -> object:
+    def step(rows: Floats, number: int) -> object:
         asking = (np.arange(STEP) + number * STEP) % users
-        queries = zip(asking.tolist(), rows[number % 64], strict=True)
+        queries = zip(asking.tolist(), rows[number % len(rows)], strict=True)
         return detector.observe([Query(Caller(f"user-{n}"), row) for n, row in queries])
 
-    return step
+    return [
+        partial(step, talk.of(STEP * steps).reshape(steps, STEP, -1))
+        for steps in (AGAIN, most_steps)
+    ]
 
 
-def index_step(device: str, reference: Reference) -> Step:
-    """Its older generation is full, and its younger grows from half full."""
+def index_steps(device: str, reference: Reference, most_steps: int) -> list[Step]:
+    """The same for the index. Its younger generation grows; the second goes on where the first
+    ends."""
     projection, talk = reference.projection, Talk(2)
     index = SharedIndex(projection.centres, POLICY.shared_queries, POLICY.twin_at, device)
-    for _ in range(POLICY.shared_queries * 3 // 4 // 2048):
-        index.add(projection(talk.of(2048)), np.arange(2048))
-    rows = projection(talk.of(STEP * 64)).reshape(64, STEP, -1)
+    fill(index, projection, talk)
     callers = np.arange(STEP)
-    return lambda number: index.add(rows[number % 64], callers)
+
+    def step(rows: Small, number: int) -> object:
+        return index.add(rows[number % len(rows)], callers)
+
+    return [
+        partial(step, projection(talk.of(STEP * steps)).reshape(steps, STEP, -1))
+        for steps in (AGAIN, most_steps)
+    ]
 
 
 class Calls:
@@ -212,6 +225,7 @@ def main(argv: list[str] | None = None) -> Result:
     arguments = parser.parse_args(argv)
     users = arguments.users or (QUICK_USERS if arguments.quick else USERS)
     steps, repeats = (QUICK_STEPS, 2) if arguments.quick else (STEPS, 3)
+    most = repeats * (WARM_UP + steps)
     faiss.omp_set_num_threads(1)
     torch.set_num_threads(1)
     reference = Reference.load()
@@ -220,12 +234,13 @@ def main(argv: list[str] | None = None) -> Result:
     })  # fmt: skip
     for device, wanted in (("CPU", "cpu"), ("GPU", "auto")) if on_gpu() else (("CPU", "cpu"),):
         bound = AT_MOST_US if device == "GPU" else None
-        step = index_step(wanted, reference)
-        name = f"{device}, shared index, {STEP} found and added"
-        result.measures += measures(name, step, steps, repeats, bound)
-        step = detector_step(wanted, users, reference)
-        name = f"{device}, detector, {STEP} requests, {users:,} users"
-        result.measures += measures(name, step, steps, repeats, bound)
+        for name, each in (
+            (f"shared index, {STEP} found and added", index_steps(wanted, reference, most)),
+            (f"detector, {STEP} requests, {users:,} users",
+             detector_steps(wanted, users, reference, most)),
+        ):  # fmt: skip
+            for what, step in zip(("", ", new"), each, strict=True):
+                result.measures += measures(f"{device}, {name}{what}", step, steps, repeats, bound)
         single_calls(result, reference, device, steps)
     if not on_gpu():
         result.notes.append("FAISS finds no GPU here")

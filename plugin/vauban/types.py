@@ -126,6 +126,13 @@ class Evidence:
     began_at: float = 0.0
     at: tuple[float, float] | None = field(default=None, compare=False)
 
+    def lying_at(self, x: float, y: float) -> Evidence:
+        """The same of a query that lies there. Written out, as it is made for every request:
+        `dataclasses.replace` takes two and a half times as long."""
+        return Evidence(
+            self.score, self.level, self.queries, self.signals, self.campaign, self.began_at, (x, y)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:

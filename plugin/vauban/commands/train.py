@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.console import Console
 from vauban.commands.progress import tracking
 from vauban.detectors.checkpoint import shipped
 from vauban.errors import VaubanError
+
+if TYPE_CHECKING:
+    from vauban.training.fit import FitConfig
 
 app = typer.Typer(help="Train the encoder, and a model to attack.", no_args_is_help=True)
 
@@ -149,13 +152,9 @@ def validate(
         for share in adversarial_words or [0.0]
     ]
 
-    def named(setting: int) -> str:
-        config = configs[setting]
-        return f"learning rate {config.learning_rate:g}, words {config.adversarial_words:g}"
-
     def report(fold: Fold) -> None:
         typer.echo(
-            f"{fold.source}\t{named(fold.setting)}\tAUC {fold.auc:.3f}"
+            f"{fold.source}\t{_setting(configs[fold.setting])}\tAUC {fold.auc:.3f}"
             f"\trecall at 1% {fold.recall:.3f}\t{fold.attacks} attacks"
         )
 
@@ -168,9 +167,9 @@ def validate(
         folds = leave_one_out(
             start, rows, benign, reader, configs, report, device=device, workers=workers
         )
-    for setting in range(len(configs)):
+    for setting, config in enumerate(configs):
         recalls = [fold.recall for fold in folds if fold.setting == setting]
-        typer.echo(f"mean\t{named(setting)}\trecall at 1% {sum(recalls) / len(recalls):.3f}")
+        typer.echo(f"mean\t{_setting(config)}\trecall at 1% {sum(recalls) / len(recalls):.3f}")
 
 
 @app.command()
@@ -234,6 +233,10 @@ def target(
             say=lambda line: console.print(line, highlight=False, markup=False),
         )
     typer.echo(f"{out}: trained target")
+
+
+def _setting(config: FitConfig) -> str:
+    return f"learning rate {config.learning_rate:g}, words {config.adversarial_words:g}"
 
 
 def _checkpoint(init: str | None) -> Path | None:

@@ -5,7 +5,7 @@ from extraction_world import World
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from vauban.detectors.extraction.index import NEIGHBOURS, PROBES, SharedIndex
+from vauban.detectors.extraction.index import FEW, NEIGHBOURS, PROBES, SharedIndex
 from vauban.detectors.extraction.projection import SCALE, Small
 from vauban.detectors.extraction.reference import Reference
 
@@ -110,6 +110,15 @@ def test_a_large_step(device: str) -> None:
     one, two = index(3000).add(SMALL, callers), index(3000, device).add(SMALL, callers)
     assert (one.cells == two.cells).all()
     assert one.twins == two.twins
+
+
+def test_more_neighbours_than_a_cpu_looks_for_first(device: str) -> None:
+    """Some queries of the step have a few, one as many as are looked at, and one has none."""
+    shared = index(device=device)
+    shared.add(SMALL[:1].repeat(NEIGHBOURS, axis=0), np.arange(NEIGHBOURS))
+    shared.add(SMALL[1:2].repeat(FEW, axis=0), np.arange(FEW))
+    found = shared.add(SMALL[:3], np.array([0, FEW, NEIGHBOURS]))
+    assert found.twins == [list(range(1, NEIGHBOURS)), list(range(FEW)), []]
 
 
 def test_nothing_to_add(device: str) -> None:

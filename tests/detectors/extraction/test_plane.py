@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import numpy as np
 from extraction_world import World
 
@@ -9,7 +11,7 @@ from vauban.detectors.extraction.detector import ExtractionDetector, Query
 from vauban.detectors.extraction.plane import Plane
 from vauban.detectors.extraction.reference import Reference
 from vauban.policy_extraction import ExtractionPolicy
-from vauban.types import Caller
+from vauban.types import Caller, Evidence, Level
 
 
 def test_two_axes_of_length_one_at_right_angles(reference: Reference) -> None:
@@ -31,3 +33,11 @@ def test_each_query_is_told_with_its_place(reference: Reference, world: World) -
     np.testing.assert_allclose([e.at for e in found if e.at], wanted, atol=6e-4)
     assert (np.abs(wanted) <= 1).all()
     assert detector.evidence("a").at is None  # it belongs to a query, not to a user
+
+
+def test_a_place_changes_nothing_else() -> None:
+    evidence = Evidence(0.5, Level.FLAGGED, 40, (("arm", 1.0),), "campaign-1", 3.0)
+    left_out = [f.name for f in fields(Evidence) if getattr(evidence, f.name) == f.default]
+    assert left_out == ["at"]  # a field that is new has to be given above
+    placed = evidence.lying_at(0.1, 0.2)
+    assert (placed, placed.at) == (replace(evidence, at=(0.1, 0.2)), (0.1, 0.2))

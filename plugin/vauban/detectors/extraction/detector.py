@@ -21,7 +21,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import numpy as np
@@ -138,7 +138,7 @@ class ExtractionDetector:
         """
         if not queries:
             return []
-        embeddings = np.stack([query.embedding for query in queries]).astype(np.float32)
+        embeddings = np.array([query.embedding for query in queries], np.float32)
         matrix = self.reference.projection.matrix
         if embeddings.shape[1] != len(matrix):
             raise ValueError(
@@ -150,7 +150,7 @@ class ExtractionDetector:
         callers = [self._known(query.caller) for query in queries]
         numbers = np.array([caller.number for caller in callers], np.int64)
         found = self._index.add(small, numbers)
-        fine = self.reference.projection.fine_cells(small, found.cells)
+        fine = self.reference.projection.fine_cells(small, found.cells).tolist()
         places = self._plane(small).round(3).tolist()
         evidence = []
         for row, (query, caller) in enumerate(zip(queries, callers, strict=True)):
@@ -160,11 +160,11 @@ class ExtractionDetector:
                     self._campaigns.twin(query.caller.id, name)
             if caller.service is not None:
                 caller.service.add(int(found.cells[row]))
-            due = caller.profile.add(small[row], int(fine[row]))
+            due = caller.profile.add(small[row], fine[row])
             if due:
                 self._judge(query.caller.id, caller)
             x, y = places[row]
-            evidence.append(replace(caller.evidence, at=(x, y)))
+            evidence.append(caller.evidence.lying_at(x, y))
         for query, caller in zip(queries, callers, strict=True):
             self._account(query.caller.id, caller)
         self._evict()
