@@ -68,27 +68,37 @@ def at(arguments: Mapping[str, Any], path: str) -> list[Any]:
     return [item for item in _flat(found) if item is not None]
 
 
-def texts_in(text: str) -> tuple[list[str], list[str]]:
-    """All names in JSON, and all texts that are values, in the order in which they stand; also
-    those that a reader drops because their name comes twice. What is no JSON is one text."""
+class _Number(str):
+    """As it is written."""
+
+
+def texts_in(text: str) -> tuple[list[str], list[str], list[str]]:
+    """All names in JSON, all values that are texts, and these with the numbers between them as they
+    are written, in the order in which they stand; also those that a reader drops because their name
+    comes twice. What is no JSON is one text."""
     names: list[str] = []
     texts: list[str] = []
+    values: list[str] = []
     try:
-        waiting: list[tuple[list[str], Any]] = [
-            (texts, json.loads(text or "{}", object_pairs_hook=tuple))
-        ]
+        read = json.loads(
+            text or "{}", object_pairs_hook=tuple, parse_int=_Number, parse_float=_Number
+        )
     except (ValueError, RecursionError):
-        return [], [text]
+        return [], [text], [text]
+    waiting: list[tuple[tuple[list[str], ...], Any]] = [((texts, values), read)]
     while waiting:
-        place, item = waiting.pop()
-        if isinstance(item, str):
-            place.append(item)
+        places, item = waiting.pop()
+        if isinstance(item, _Number):
+            values.append(item)
+        elif isinstance(item, str):
+            for place in places:
+                place.append(item)
         elif isinstance(item, tuple):  # an object
             for name, value in reversed(item):
-                waiting += ((texts, value), (names, name))
+                waiting += (((texts, values), value), ((names,), name))
         elif isinstance(item, list):
-            waiting.extend((texts, value) for value in reversed(item))
-    return names, texts
+            waiting.extend(((texts, values), value) for value in reversed(item))
+    return names, texts, values
 
 
 def is_within_hosts(value: Any, hosts: Iterable[str]) -> bool:

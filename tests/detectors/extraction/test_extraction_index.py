@@ -89,6 +89,21 @@ def test_the_index_stays_bounded(device: str) -> None:
     assert len(shared) >= 500
 
 
+def test_no_list_keeps_the_room_of_what_it_held_before() -> None:
+    """Or memory grows with each cell that was asked about most for a while."""
+    shared = index(2000)
+    for cell in range(4):
+        rows = np.repeat(PROJECTION.centres[cell : cell + 1], 1000, axis=0)
+        shared.add(rows, np.zeros(1000, np.int64))
+    held = [
+        cell
+        for one in (shared._old.invlists, shared._young.invlists)
+        for cell in range(one.nlist)
+        if one.get_ids(cell) is not None
+    ]
+    assert len(held) == 1
+
+
 def test_a_large_step(device: str) -> None:
     """Two thousand at once, over the end of a generation."""
     callers = np.arange(len(SMALL), dtype=np.int64) % 50

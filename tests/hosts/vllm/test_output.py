@@ -374,6 +374,16 @@ def test_a_canary_in_two_items_ends_the_answer(size: int) -> None:
     assert out[-1]["type"] == "response.incomplete"
 
 
+def test_the_last_event_is_read_anew() -> None:
+    """Though it says a text otherwise at its end than the pieces did."""
+    *steps, done = items(HALVES, 5)
+    second = done["response"]["output"][2]["content"][0]
+    second["text"] += "\n"
+    out = run(output_editor(rules(), Shape.RESPONSES), [*steps, done])
+    found = [item["content"][0]["text"] for item in out[-1]["response"]["output"][::2]]
+    assert found == [WITHOUT[0], f"{WITHOUT[1]}\n", WITHOUT[2]]
+
+
 def test_a_secret_in_two_items_of_a_whole_answer() -> None:
     body = items(HALVES, 5)[-1]["response"]
     assert output_editor(rules(), Shape.RESPONSES).body(body)

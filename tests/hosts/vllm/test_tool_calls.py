@@ -347,6 +347,8 @@ def looks(path: str, *arguments: str) -> dict[str, Any]:
     [
         ([{"a": HALF, "b": OTHER}], True),
         ([{"a": f"x{HALF}", "n": 7, "b": [None, {"c": f"{OTHER}x"}]}], True),
+        ([{"a": CANARY[:2], "b": int(CANARY[2]), "c": CANARY[3:]}], True),
+        ([{"a": CANARY[:2]}, {"b": int(CANARY[2])}, {"c": CANARY[3:]}], True),
         ([{"a": HALF}, {"b": OTHER}], True),
         ([{HALF: 1, OTHER: 2}], True),
         ([{HALF[:3]: {HALF[3:]: 2}}, {OTHER: "x"}], True),

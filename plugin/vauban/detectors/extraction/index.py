@@ -88,8 +88,7 @@ class SharedIndex:
             cells.append(part.cells)
             twins += part.twins
             if self._young.ntotal >= self._room:
-                self._old, self._young = self._young, self._old
-                self._empty(self._young)
+                self._old, self._young = self._young, self._emptied(self._old)
             start = end
         return Found(np.concatenate(cells) if cells else np.empty(0, np.int64), twins)
 
@@ -147,14 +146,15 @@ class SharedIndex:
         index.is_trained = True
         if self._resources is not None:
             index = faiss.index_cpu_to_gpu(self._resources, 0, index)
-        self._empty(index)
-        return index
+        return self._emptied(index) if self.on_gpu else index
 
-    def _empty(self, index: Any) -> None:
+    def _emptied(self, index: Any) -> Any:
+        if not self.on_gpu:
+            return self._inverted_file()  # each list of the old one keeps the most room it ever had
         index.reset()
-        if self.on_gpu:
-            # Room for all now, or lists would move to a larger place in the middle of a step.
-            index.reserveMemory(self._room)
+        # Room for all now, or lists would move to a larger place in the middle of a step.
+        index.reserveMemory(self._room)
+        return index
 
 
 def _others(pairs: Sequence[Pairs], callers: NDArray[np.int64]) -> list[list[int]]:

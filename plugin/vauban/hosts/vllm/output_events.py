@@ -19,7 +19,7 @@ from vauban.protocol.shapes import Shape
 from vauban.text.sanitize import Sanitizer
 
 _ITEM_TEXTS: Final = ("text", "refusal", "arguments", "code", "input")
-_ITEM_PARTS: Final = ("content", "summary", "outputs", "output", "item", "part", "response")
+_ITEM_PARTS: Final = ("content", "summary", "outputs", "output", "item", "part")
 _SERIES: Final = {
     "output_text": "text",
     "refusal": "refusal",
@@ -76,7 +76,8 @@ class ResponsesEditor(ProtocolEditor):
         self._number = data.get("sequence_number", 0) + 1
         self._place = data.get("output_index", self._place)
         if isinstance(data.get("response"), dict):
-            _mend(data["response"])
+            # It may say its texts a little otherwise than their pieces did, so it is read anew.
+            ResponsesEditor(self.channels.rules).body(data["response"])
             self._response = data["response"]
         if kind.endswith(".delta") and isinstance(data.get("delta"), str):
             return self._piece(event, kind)
@@ -165,14 +166,9 @@ class ResponsesEditor(ProtocolEditor):
             below = holder.get(name)
             for part in below if isinstance(below, list) else (below,):
                 if isinstance(part, dict):
-                    one, other = self._clean_part(name, part, counts=counts)
+                    one, other = self._clean(part, counts=counts)
                     changed, stopped = changed or one, stopped or other
         return changed, stopped
-
-    def _clean_part(self, name: str, part: dict[str, Any], *, counts: bool) -> tuple[bool, bool]:
-        # Of a response only the output is the model's; the rest repeats the request.
-        below = {"output": part.get("output")} if name == "response" else part
-        return self._clean(below, counts=counts)
 
 
 def _mend(response: dict[str, Any]) -> bool:

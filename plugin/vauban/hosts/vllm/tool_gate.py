@@ -288,7 +288,8 @@ class ToolGate:
 
 
 def _texts_of(calls: Sequence[Said]) -> Iterator[list[str]]:
-    """What somebody could put together of the calls of a turn: names, and values."""
+    """What somebody could put together of the calls of a turn: names, and values without and with
+    numbers."""
     for texts in zip(*(texts_in(call.arguments) for call in calls), strict=True):
         yield [*chain.from_iterable(texts)]
 
