@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from vauban.access.scopes import FEATURES, ROUTE_GROUPS
 from vauban.cli import app
 from vauban.commands.policy import markdown_table
+from vauban.detectors import checkpoint
 from vauban.policy_sources import explain, load_policy
 from vauban.telemetry import Metrics
 from vauban.types import Reason
@@ -33,6 +34,18 @@ def test_every_vauban_command_in_it_exists() -> None:
     assert known <= commands
     for command in known:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
+
+
+def test_the_classifiers_numbers_are_those_of_its_model_card() -> None:
+    """Cells of a row: file, attacks, benign, AUC, recall at 0.1%, 0.5%, 1% and 2%."""
+    card = (checkpoint.shipped() / "MODEL_CARD.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| dev(?:_ood)? \| .*$", card, re.MULTILINE)
+    assert len(rows) == 2
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert f"| {cells[3]} | {cells[6]} | {cells[4]} |" in README
+    block_at = checkpoint.read_config(checkpoint.shipped()).block_at
+    assert f"`block_at` ({block_at:.2f})" in README
 
 
 @pytest.mark.parametrize("reason", list(Reason))
