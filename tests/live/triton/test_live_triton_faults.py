@@ -171,10 +171,12 @@ def test_what_was_sealed_for_one_request_serves_one(echo: Any) -> None:
     tensor.set_data_from_numpy(read.as_numpy("prompt").reshape(1, 1))
     for _ in range(2):
         stream.client.async_stream_infer("guard_llm", [tensor])
-    first, second = stream.got.get(timeout=60), stream.got.get(timeout=60)
-    assert b"w0" not in first.as_numpy("answer")[0, 0]
-    assert "taken already" in str(second)
-    stream.client.stop_stream()
+    got = [stream.got.get(timeout=60) for _ in range(2)]
+    stream.client.stop_stream()  # or the server waits for it at its end
+    (refused,) = [answer for answer in got if isinstance(answer, Exception)]
+    (served,) = [answer for answer in got if not isinstance(answer, Exception)]
+    assert b"w0" not in served.as_numpy("answer")[0, 0]
+    assert "taken already" in str(refused)  # it may come before the LLM's answer
 
 
 def test_the_server_ends_cleanly(echo: Any) -> None:
