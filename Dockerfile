@@ -31,7 +31,7 @@ assert all(found[n] == told[n] for n in found), found"
 
 FROM ${VLLM_IMAGE} AS vllm
 COPY --from=wheel /wheels /wheels
-RUN pip install --no-cache-dir /wheels/*.whl 'faiss-gpu>=1.13,<2' && rm -rf /wheels \
+RUN pip install --no-cache-dir /wheels/*.whl 'faiss-gpu>=1.15,<2' && rm -rf /wheels \
     && useradd --system --create-home --uid 10001 vauban
 USER 10001
 EXPOSE 8000
@@ -40,7 +40,7 @@ ENTRYPOINT ["vauban", "serve"]
 
 FROM ${TRITON_IMAGE} AS triton
 COPY --from=wheel /wheels /wheels
-RUN pip install --no-cache-dir /wheels/*.whl 'faiss-gpu>=1.13,<2' && rm -rf /wheels \
+RUN pip install --no-cache-dir /wheels/*.whl 'faiss-gpu>=1.15,<2' && rm -rf /wheels \
     && useradd --system --create-home --uid 10001 vauban \
     && install -d -o vauban /models
 USER 10001

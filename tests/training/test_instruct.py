@@ -26,7 +26,7 @@ from vauban.training.instruct_frames import REFUSALS, secret_kept, secret_told
 from vauban.training.instruct_tasks import TASKS, Task, any_task, asked, copy, upper
 from vauban.training.instruct_texts import ENCODINGS, Texts, encoded
 from vauban.training.instruct_turns import Conversation, Turn
-from vauban.training.provenance import sha256_of
+from vauban.training.provenance import file_sha256
 
 _DRAWN = 300
 _LEET_DIGITS = set("431057")
@@ -226,7 +226,7 @@ def shipped() -> tuple[Any, Any]:
 
 def test_card_and_provenance_are_of_the_weights_that_ship() -> None:
     facts = json.loads((SHIPPED_TARGET / "provenance.json").read_text())
-    assert facts["model.safetensors_sha256"] == sha256_of(SHIPPED_TARGET / "model.safetensors")
+    assert facts["model.safetensors_sha256"] == file_sha256(SHIPPED_TARGET / "model.safetensors")
     card = (SHIPPED_TARGET / "MODEL_CARD.md").read_text()
     assert table({kind: Score(**score) for kind, score in facts["scores"].items()}) in card
     for progress in (facts["progress"], facts["began_with"]["progress"]):

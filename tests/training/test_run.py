@@ -74,8 +74,19 @@ def test_the_mean_of_runs_is_a_checkpoint(
     written = json.loads((tmp_path / "mean" / "provenance.json").read_text())
     assert [member["fit"]["seed"] for member in written["members"]] == [0, 1]
 
+    further = tmp_path / "further"  # a mean of runs counts for each of them
+    members = [str(tmp_path / "mean"), members[1]]
+    result = run.invoke(app, ["average", *members, "--data", str(data_dir), "--out", str(further)])
+    assert result.exit_code == 0, result.output
+    found = checkpoint.read_tensors(further, checkpoint.read_config(further))
+    assert (np.abs(found[name] - (2 * mean[name] + b[name]) / 3) <= one_step).all()
+    written = json.loads((further / "provenance.json").read_text())
+    assert [member["fit"]["seed"] for member in written["members"]] == [0, 1, 1]
+
     alone = tmp_path / "alone"
-    result = run.invoke(app, ["average", members[0], "--data", str(data_dir), "--out", str(alone)])
+    result = run.invoke(
+        app, ["average", str(tmp_path / "a"), "--data", str(data_dir), "--out", str(alone)]
+    )
     assert result.exit_code == 0, result.output
     again = checkpoint.read_tensors(alone, checkpoint.read_config(alone))
     assert all(np.array_equal(again[n], a[n]) for n in a if not n.startswith("lexical"))

@@ -184,7 +184,7 @@ def extraction(
     from vauban import __version__
     from vauban.policy import EncoderPolicy
     from vauban.training.extraction import embedder, fit_reference
-    from vauban.training.reader import file_sha256
+    from vauban.training.provenance import file_sha256
     from vauban.training.traffic_texts import texts
     from vauban.training.traffic_world import worlds
 
@@ -207,8 +207,8 @@ def target(
     minutes: Annotated[float | None, _MINUTES] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Train so long instead.")] = None,
     seed: Seed = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that draw texts ahead.")] = 0,
-    device: Annotated[str, typer.Option(help="torch device, or auto.")] = "auto",
+    workers: Annotated[int, _WORKERS] = 0,
+    device: Annotated[str, _DEVICE] = "auto",
     batch_tokens: Annotated[int, _TARGET_BATCH] = 32_768,
     learning_rate: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.5e-3,
 ) -> None:

@@ -1,16 +1,9 @@
-"""Train the small stand-in target from scratch: a Llama that does what it is told.
-
-    python -m vauban.training.instruct --out DIR --minutes 5.5 --workers 5
-
-is `vauban train target` with nothing but torch, transformers, tokenizers and numpy at hand.
-"""
+"""Train the small stand-in target from scratch: a Llama that does what it is told."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vauban.errors import ConfigError
 from vauban.standin import CHAT_TEMPLATE, SPECIAL_TOKENS
+from vauban.training.batches import torch_device
 from vauban.training.instruct_data import (
     END,
     MAX_TOKENS,
@@ -88,7 +82,7 @@ def train_target(
 ) -> dict[str, Score]:
     """Train, write a Hugging Face checkpoint to `out`, and score it.
 
-    :param device: "auto" takes CUDA where there is one.
+    :param device: where to train (`torch_device`).
     :param workers: processes that draw conversations ahead; 0: none.
     :param init: a trained target to go on from; give another seed than its own.
     :param evaluated: conversations of each kind to score it on.
@@ -96,8 +90,7 @@ def train_target(
     """
     if (config.minutes is None) == (config.steps is None):
         raise ConfigError("give either minutes or steps")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(torch_device(device))
     out.mkdir(parents=True, exist_ok=True)
     started = load_target(init) if init else None
     tokenizer = started[1] if started else _new_tokenizer(config.seed)
@@ -260,38 +253,3 @@ def _save(model: LlamaForCausalLM, out: Path) -> None:
     saved = LlamaForCausalLM(model.config).to(torch.bfloat16)
     saved.load_state_dict(weights)
     saved.save_pretrained(out)
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-def main() -> None:
-    """The entry of a machine that has no vauban installed."""
-    usual = InstructConfig()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--init", type=Path)
-    parser.add_argument("--minutes", type=float)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch-tokens", type=int, default=usual.batch_tokens)
-    parser.add_argument("--learning-rate", type=float, default=usual.learning_rate)
-    given = parser.parse_args()
-    config = InstructConfig(
-        minutes=given.minutes, steps=given.steps, seed=given.seed, batch_tokens=given.batch_tokens,
-        learning_rate=given.learning_rate,
-    )  # fmt: skip
-    train_target(
-        given.out, config, device=given.device, workers=given.workers, init=given.init,
-        say=_say,
-    )  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,7 @@ from vauban.training.instruct_data import MAX_TOKENS, VOCABULARY
 from vauban.training.instruct_dialogues import KINDS
 from vauban.training.instruct_evaluate import Score, table
 from vauban.training.instruct_frames import FOLLOWED_THOUGH_FRAMED
-from vauban.training.provenance import run_facts, sha256_of
+from vauban.training.provenance import file_sha256, run_facts
 
 PROVENANCE = "provenance.json"
 _WEIGHTS = "model.safetensors"
@@ -77,7 +77,7 @@ def write_reports(
         "fit": config,
         "progress": progress,
         "scores": {kind: asdict(score) for kind, score in scores.items()},
-        _WEIGHTS + "_sha256": sha256_of(out / _WEIGHTS),
+        _WEIGHTS + "_sha256": file_sha256(out / _WEIGHTS),
         **run_facts(("torch", "transformers", "tokenizers", "numpy", "safetensors")),
         **({"began_with": _without_scores(began_with)} if began_with else {}),
     }

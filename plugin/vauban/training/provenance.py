@@ -28,7 +28,7 @@ def run_facts(packages: Iterable[str]) -> dict[str, object]:
     }
 
 
-def sha256_of(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 import numpy as np
 
 from vauban.detectors.windows import Ids, WindowTokenizer
@@ -41,8 +38,3 @@ class Reader:
         if label and 4 * decoded >= len(views[0] if views else ()) > 0:
             return views[1:]
         return views
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

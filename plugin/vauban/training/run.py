@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,8 @@ from vauban.training.lexical import fit_lexical
 from vauban.training.lexicon import Lexicon
 from vauban.training.mixture import Mixture
 from vauban.training.pools import pools
-from vauban.training.reader import Reader, file_sha256
+from vauban.training.provenance import file_sha256
+from vauban.training.reader import Reader
 
 TRAIN, DEV, DEV_OOD = "train", "dev", "dev_ood"
 STATE_NAME = "training-state.safetensors"
@@ -105,8 +107,10 @@ def average(
     if any(c.architecture != configs[0].architecture for c in configs[1:]):
         raise ConfigError("the checkpoints differ in architecture")
     members = [read_tensors(*pair) for pair in zip(checkpoints, configs, strict=True)]
-    runs = [_past_run(path) for path in checkpoints]
-    weights = [run.members for run in runs]
+    runs = [_past_runs(path) for path in checkpoints]
+    weights = [len(run) for run in runs]
+    every_run = [facts for run in runs for facts in run]
+    settings = FitConfig(**every_run[0]["fit"])
     tensors: dict[str, NDArray[np.float32]] = {
         name: np.average([m[name] for m in members], axis=0, weights=weights).astype(np.float32)
         for name in members[0]
@@ -114,40 +118,31 @@ def average(
     files = data_files(data)
     every_row = {name: list(labelled_rows(path)) for name, path in files.items()}
     development = {name: rows for name, rows in every_row.items() if name != TRAIN}
-    window = runs[0].settings.window
+    window = settings.window
     out.mkdir(parents=True, exist_ok=True)
     final, splits, weight = finish(out, without_lexical(start), tensors, window, development, track)
     facts = {
         "task": "injection, mean of weights",
         "data_sha256": {path.name: file_sha256(path) for path in files.values()},
         "lexical_weight": weight,
-        "members": [run.provenance for run in runs],
+        "members": every_run,
     }
     write_provenance(out, final, facts)
     all_rows = [row for rows in every_row.values() for row in rows]
-    card = model_card(
-        final, runs[0].settings, splits, all_rows, runs=sum(run.members for run in runs)
-    )
+    card = model_card(final, settings, splits, all_rows, runs=len(every_run))
     (out / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     return final
 
 
-@dataclass(frozen=True, slots=True)
-class _PastRun:
-    """`members`: how many runs' weights it is the mean of; `settings`: of the first."""
-
-    provenance: object
-    settings: FitConfig
-    members: int
-
-
-def _past_run(checkpoint: Path) -> _PastRun:
+def _past_runs(checkpoint: Path) -> list[dict[str, Any]]:
+    """Provenance of the runs whose mean a checkpoint is; of a single run its own."""
     try:
         document = json.loads((checkpoint / "provenance.json").read_text(encoding="utf-8"))
-        members = document.get("members", [document])
-        return _PastRun(document, FitConfig(**members[0]["fit"]), len(members))
+        runs: list[dict[str, Any]] = document.get("members", [document])
+        FitConfig(**runs[0]["fit"])
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise ConfigError(f"{checkpoint}: no provenance.json of a training run") from error
+    return runs
 
 
 def data_files(data: Path) -> dict[str, Path]:
