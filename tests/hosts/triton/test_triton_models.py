@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from python_backend import Server
-from triton_fakes import CONTEXT, SECRET, completion
+from python_backend import Sender, Server
+from triton_fakes import CONTEXT, SECRET, bytes_tensor, completion
 
 from vauban.errors import ConfigError, PolicyError
+from vauban.hosts.triton.bls import CANCEL
 from vauban.hosts.triton.callers import BIND_VARIABLE
 from vauban.hosts.triton.render import STEPS, Models, render
 from vauban.hosts.triton.settings import parameters_of
@@ -218,6 +219,41 @@ def test_the_engine_can_read_the_sampling_parameters_that_pass(repository: Path)
     params = llm_module(repository)._sampling(options)
     assert MsgpackDecoder(SamplingParams).decode(MsgpackEncoder().encode(params)) == params
     assert params.logit_bias == {5: 1.0}
+
+
+async def test_a_cancel_ends_its_request_even_if_it_comes_first(repository: Path) -> None:
+    utils = Server(repository).utils
+
+    class Idle(llm_module(repository).TritonPythonModel):  # type: ignore[misc]
+        """With an engine that never says anything."""
+
+        async def _start(self) -> Any:
+            return None
+
+        async def _generate(self, *_: Any) -> Any:
+            await asyncio.Event().wait()
+
+    model = Idle()
+    model.initialize({"model_config": "{}"})
+
+    def asked(name: str, **parameters: str) -> Any:
+        values = [utils.Tensor("text_input", bytes_tensor("a"))]
+        request = utils.InferenceRequest("llm", values, parameters=parameters, request_id=name)
+        request.sender = Sender()
+        return request
+
+    first, second, third = (asked(f"request {n}") for n in range(3))
+    cancels = [asked("", **{CANCEL: f"request {n}"}) for n in range(3)]
+    model.execute([cancels[0], first])  # overtaken
+    model.execute([second, cancels[1]])  # at once, before the request has begun
+    model.execute([third])
+    await asyncio.sleep(0.05)
+    assert not third.sender.finished.is_set()
+    model.execute([cancels[2]])
+    for one in (first, second, third, *cancels):
+        await asyncio.wait_for(one.sender.finished.wait(), 10)
+        assert not one.sender.responses
+    assert not model._running
 
 
 def llm_module(repository: Path) -> Any:

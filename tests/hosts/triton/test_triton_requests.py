@@ -84,6 +84,11 @@ def test_the_input_is_repeated_as_the_vllm_backend_does(
         {"text_input": text("a"), "sampling_parameters": text('{"n": 64.0}')},
         {"text_input": text("a"), "sampling_parameters": text('{"n": true}')},
         {"text_input": text("a"), "sampling_parameters": text('{"max_tokens": "64"}')},
+        {"text_input": text("a"), "sampling_parameters": text('{"stop": [1]}')},
+        {"text_input": text("a"), "sampling_parameters": text('{"stop_token_ids": ["1"]}')},
+        {"text_input": text("a"), "sampling_parameters": text('{"bad_words": "a"}')},
+        {"text_input": text("a"), "sampling_parameters": text('{"logit_bias": {"a": 1}}')},
+        {"text_input": text("a"), "sampling_parameters": text('{"logit_bias": {"1": []}}')},
         {"text_input": text("a"), "stream": flag(True), "exclude_input_in_output": flag(False)},
         {"text_input": text("a"), "stream": flag(True), "sampling_parameters": text('{"n": 2}')},
         {"messages": text('[{"role":"user"}]'), "exclude_input_in_output": flag(False)},
@@ -92,6 +97,20 @@ def test_the_input_is_repeated_as_the_vllm_backend_does(
 def test_what_is_not_a_request_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises((MalformedRequest, RequestTooLarge)):
         read(**values)
+
+
+def test_sampling_parameters_go_on_as_they_came() -> None:
+    sent = {
+        "n": 2, "max_tokens": None, "stop": ["a", "b"], "stop_token_ids": [1], "bad_words": [],
+        "logit_bias": {"5": 1}, "temperature": "0.5", "min_p": 0,
+    }  # fmt: skip
+    assert read(text_input=text("a"), sampling_parameters=text(json.dumps(sent))).sampling == sent
+
+
+def test_a_sampling_parameter_of_the_wrong_type_is_named() -> None:
+    with pytest.raises(MalformedRequest, match=r"^stop_token_ids: ") as caught:
+        read(text_input=text("a"), sampling_parameters=text('{"stop_token_ids": ["secret"]}'))
+    assert "secret" not in str(caught.value)
 
 
 def test_what_is_not_told_may_be_declined() -> None:

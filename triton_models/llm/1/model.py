@@ -5,17 +5,22 @@ engine half is in it, as in every vLLM beside which vauban is installed.
 """
 
 import asyncio
+import functools
 import json
 import locale
 import os
 import threading
 import uuid
+from collections import deque
 
 import triton_python_backend_utils as pb_utils
 
 from vauban.hosts.triton.bls import CANCEL, SALT, Wire
 from vauban.hosts.triton.requests import read_parameters
 from vauban.hosts.triton.settings import engine_fields, policy_of, texts_of
+
+EARLY_CANCELS = 1024
+"""How many ids are remembered that were cancelled when no such request was here."""
 
 
 class TritonPythonModel:
@@ -27,6 +32,7 @@ class TritonPythonModel:
         self._config = json.loads(args["model_config"])
         self._wire = Wire(pb_utils)
         self._running = {}
+        self._cancelled = deque(maxlen=EARLY_CANCELS)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="llm", daemon=True).start()
         self._engine = self._run(self._start()).result()
@@ -55,8 +61,9 @@ class TritonPythonModel:
                 self._wire.end(sender)
                 continue
             values = {k: v.reshape(-1)[0] for k, v in self._wire.values(request).items()}
-            work = self._serve(sender, values, parameters.get(SALT), request.request_id())
-            self._run(work)
+            self._loop.call_soon_threadsafe(
+                self._begin, sender, values, parameters.get(SALT), request.request_id()
+            )
 
     def finalize(self):
         self._loop.call_soon_threadsafe(self._engine.shutdown)
@@ -64,22 +71,30 @@ class TritonPythonModel:
     def _run(self, work):
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
+    def _begin(self, sender, values, salt, name):
+        if name in self._cancelled:
+            self._cancelled.remove(name)
+            self._wire.end(sender)
+            return
+        task = self._loop.create_task(self._generate(sender, values, salt))
+        self._running[name] = task
+        # A task that is cancelled before it has begun never runs a line of its own.
+        task.add_done_callback(functools.partial(self._end, sender, name))
+
     def _cancel(self, name):
         if task := self._running.get(name):
             task.cancel()
+        else:  # overtaken on its way here, or ended meanwhile
+            self._cancelled.append(name)
 
-    async def _serve(self, sender, values, salt, name):
-        self._running[name] = asyncio.current_task()
-        try:
-            last = await self._generate(sender, values, salt)
-        except asyncio.CancelledError:
+    def _end(self, sender, name, task):
+        self._running.pop(name, None)
+        if task.cancelled():
             self._wire.end(sender)
-        except Exception as error:  # noqa: BLE001 - whatever it is, nothing may wait for ever
+        elif error := task.exception():
             self._fail(sender, error)
         else:
-            self._wire.end(sender, last)
-        finally:
-            self._running.pop(name, None)
+            self._wire.end(sender, task.result())
 
     def _fail(self, sender, error):
         kind = (
@@ -126,10 +141,17 @@ def _sampling(options):
 
     :raises ValueError: a name that there is not, or a value that it can't have.
     """
+    names, adapter = _parameters()
+    if unknown := set(options) - names:
+        raise ValueError(f"there is no sampling parameter {min(unknown)[:40]}")
+    return adapter.validate_python(options)
+
+
+@functools.cache  # an adapter takes 15 ms to make
+def _parameters():
+    """The names that there are, and what checks their values."""
     from pydantic import TypeAdapter
     from vllm import SamplingParams
 
     names = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")}
-    if unknown := set(options) - names:
-        raise ValueError(f"there is no sampling parameter {min(unknown)[:40]}")
-    return TypeAdapter(SamplingParams).validate_python(options)
+    return names, TypeAdapter(SamplingParams)

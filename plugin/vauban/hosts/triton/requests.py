@@ -6,11 +6,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import NoneType
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vauban.errors import MalformedRequest, RequestTooLarge
 from vauban.mark import RESERVED_KEY
@@ -31,6 +31,23 @@ UNSERVED: Final = ("return_logprobs", "return_cumulative_logprob")
 """Inputs of that backend that clients may send as long as they are false."""
 
 Values = Mapping[str, NDArray[Any]]
+
+
+class _Sampling(BaseModel):
+    """Sampling parameters whose types matter here: those that are charged for (vLLM also takes
+    "64" and 64.0), and the lists and maps, whose items Triton's vLLM backend gives to the engine
+    as they are. Single values it converts, or fails that one request."""
+
+    model_config = ConfigDict(strict=True)
+
+    n: int | None = None
+    max_tokens: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[int] | None = None
+    logit_bias: dict[Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], float] | None = None
+    extra_args: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,15 +169,14 @@ def _sampling(text: str | None) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise MalformedRequest("sampling_parameters must be a JSON object",
                                param="sampling_parameters")  # fmt: skip
-    extra = found.get("extra_args")
-    if extra is not None and not isinstance(extra, dict):
-        raise MalformedRequest("extra_args must be an object", param="sampling_parameters")
-    if isinstance(extra, dict):
+    try:
+        _Sampling.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise MalformedRequest(f"{first['loc'][0]}: {first['msg']}",
+                               param="sampling_parameters") from None  # fmt: skip
+    if extra := found.get("extra_args"):
         extra.pop(RESERVED_KEY, None)
-    for name in ("n", "max_tokens"):
-        # vLLM also takes "64" and 64.0, for which the caller would not be charged.
-        if type(found.get(name)) not in (int, NoneType):
-            raise MalformedRequest(f"{name} must be an integer", param="sampling_parameters")
     return found
 
 
