@@ -12,6 +12,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from enum import Enum
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -37,16 +38,19 @@ class Tensor:
         return self._array
 
 
-class TritonError:
-    INVALID_ARG, NOT_FOUND, UNAVAILABLE, INTERNAL = range(4)
+ErrorCode = Enum("ErrorCode", ["INVALID_ARG", "NOT_FOUND", "UNAVAILABLE", "INTERNAL"])
 
-    def __init__(self, message: str, code: int = INTERNAL) -> None:
+
+class TritonError:
+    INVALID_ARG, NOT_FOUND, UNAVAILABLE, INTERNAL = ErrorCode
+
+    def __init__(self, message: str, code: ErrorCode = ErrorCode.INTERNAL) -> None:
         self._message, self._code = message, code
 
     def message(self) -> str:
         return self._message
 
-    def code(self) -> int:
+    def code(self) -> ErrorCode:
         return self._code
 
 

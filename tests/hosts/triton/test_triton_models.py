@@ -118,9 +118,7 @@ async def test_the_steps_of_the_ensemble_fit_together(server: Server) -> None:
 
 
 async def test_the_ensemble_refuses_to_stream(server: Server) -> None:
-    (read,) = await ask(server, "guard_input", completion(PLAIN) | flags(stream=True))
-    prompt = next(t.as_numpy() for t in read.output_tensors() if t.name() == "prompt")
-    (response,) = await ask(server, "guard_llm", {"prompt": prompt})
+    (response,) = await ask(server, "guarded_llm", completion(PLAIN) | flags(stream=True))
     assert "guarded_llm_bls streams" in response.error().message()
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from triton_fakes import SECRET, MakeInput, bytes_tensor, chat, completion
 
 from vauban.errors import MalformedRequest
+from vauban.hosts.triton.answers import Blocked, Failed
 from vauban.hosts.triton.encoder import VERDICT
 from vauban.hosts.triton.front import Terms
 from vauban.hosts.triton.output import GuardOutput, Jobs, Outgoing
@@ -23,6 +24,7 @@ from vauban.hosts.triton.seal import Bundle, Seal
 from vauban.mark import RESERVED_KEY, Order, Sealer
 from vauban.policy import Policy
 from vauban.text.sanitize import Sanitizer
+from vauban.types import Reason
 
 KEY = "AKIA" + "Q3EGRSEX7PLMNBVC"
 TOLD = "the code of the staff door changes on the first Monday of each month"
@@ -64,7 +66,8 @@ def jobs(seal: Seal) -> Jobs:
 
 
 def verdict(seal: Seal, ticket: str, *, blocked: bool = False) -> bytes:
-    return seal.close(VERDICT, Bundle(ticket, {"blocked": blocked, "reason": "x", "score": 0.0}))
+    fields = {"blocked": blocked, "reason": "prompt_injection", "score": 0.0}
+    return seal.close(VERDICT, Bundle(ticket, fields))
 
 
 def test_the_llm_is_told_that_the_verdict_is_made(make_input: MakeInput, jobs: Jobs) -> None:
@@ -112,8 +115,34 @@ def test_an_answer_may_take_longer_than_a_prompt_may_wait() -> None:
     assert guard_output(seal)(judged, answer) == {"text_output": ["done"]}
 
 
+def test_a_blocked_answer_is_an_error(make_input: MakeInput, seal: Seal, jobs: Jobs) -> None:
+    job = jobs.open(make_input()(completion("hello "), "")[0])
+    judged = verdict(seal, job.ticket, blocked=True)
+    for answer in (jobs.close(job, {"text_output": ["there"]}), jobs.fail(job, ValueError())):
+        with pytest.raises(Blocked) as caught:
+            guard_output(seal)(judged, answer)
+        assert caught.value.reason is Reason.PROMPT_INJECTION
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (Failed("no room", "UNAVAILABLE"), Failed("no room", "UNAVAILABLE")),
+        (MalformedRequest("bad"), Failed("[malformed_request] bad", "INVALID_ARG")),
+        (ValueError("of the prompt"), Failed("[internal_error] the request failed", "INTERNAL")),
+    ],
+)
+def test_why_there_is_no_answer_is_told_after_the_verdict(
+    make_input: MakeInput, seal: Seal, jobs: Jobs, error: Exception, told: Failed
+) -> None:
+    job = jobs.open(make_input()(completion("hello "), "")[0])
+    with pytest.raises(Failed) as caught:
+        guard_output(seal)(verdict(seal, job.ticket), jobs.fail(job, error))
+    assert (caught.value.message, caught.value.code) == (told.message, told.code)
+
+
 def test_a_blocked_answer_is_replaced(make_input: MakeInput, seal: Seal, jobs: Jobs) -> None:
-    output = guard_output(seal, answer={"refusal": "No."})
+    output = guard_output(seal, answer={"blocked": "refusal", "refusal": "No."})
     job = jobs.open(make_input()(completion("hello "), "")[0])
     answer = jobs.close(job, {"text_output": ["there"]})
     passed = output(verdict(seal, job.ticket, blocked=True), answer)

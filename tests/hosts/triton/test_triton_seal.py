@@ -117,3 +117,29 @@ def test_tickets_are_taken_again_once_the_machine_cleared_its_temporary_files(
         once.take("a")
         with pytest.raises(MalformedRequest, match="taken already"):
             once.take("a")
+
+
+def test_a_refused_ticket_is_seen_by_all_processes_and_forgotten(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    now = [time.time()]
+    encoder, llm = (SharedOnce(SECRET, lambda: now[0]) for _ in range(2))
+    encoder.refuse("a" * 32)
+    assert llm.refused("a" * 32)
+    assert not llm.refused("b" * 32)
+    now[0] += 2 * VALID_S
+    encoder.refuse("c" * 32)
+    assert not llm.refused("a" * 32)
+
+
+def test_where_a_refusal_cannot_be_written_nothing_else_happens(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    tickets = SharedOnce(SECRET)
+    (place,) = tmp_path.iterdir()
+    place.rmdir()
+    place.write_text("in the way")
+    tickets.refuse("a" * 32)
+    assert not tickets.refused("a" * 32)

@@ -45,10 +45,15 @@ def chat(*messages: tuple[str, str]) -> dict[str, Any]:
 class Judged:
     """`guard_encoder` and what it observed."""
 
-    def __init__(self, seal: Seal, encode: Any, users: Any = None, **sections: Any) -> None:
+    def __init__(
+        self, seal: Seal, encode: Any, users: Any = None,
+        on_block: Callable[[str], None] = lambda _: None, **sections: Any,
+    ) -> None:  # fmt: skip
         injection = THRESHOLDS | sections.pop("injection", {})
         policy = Policy.model_validate(
             {"audit": {"log": "off"}, "injection": injection, **sections}
         )
         self.decisions: list[Decision] = []
-        self.judge = GuardEncoder(policy, encode, seal, self.decisions.append, users)
+        self.judge = GuardEncoder(
+            policy, encode, seal, self.decisions.append, users, on_block=on_block
+        )

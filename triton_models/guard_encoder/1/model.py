@@ -16,7 +16,7 @@ from vauban.hosts.triton.encoder import VERDICT, GuardEncoder
 from vauban.hosts.triton.extraction import Users, Watching
 from vauban.hosts.triton.front import WINDOWS
 from vauban.hosts.triton.metrics import TritonMetrics
-from vauban.hosts.triton.seal import Seal, server_secret
+from vauban.hosts.triton.seal import Seal, SharedOnce, server_secret
 from vauban.hosts.triton.settings import policy_of, texts_of
 
 
@@ -32,11 +32,13 @@ class TritonPythonModel:
             elsewhere = GraphElsewhere(policy.encoder, GraphModel(pb_utils, graph))
         encoder = Encoder.load(policy.encoder, device, elsewhere)
         self._metrics = TritonMetrics(pb_utils)
-        seal = Seal(server_secret())
+        secret = server_secret()
+        seal = Seal(secret)
         self._watching = Watching(Users(UsersModel(pb_utils), seal))
         self._judge = GuardEncoder(
-            policy, encoder.encode, seal, self._metrics.observe, self._watching
-        )
+            policy, encoder.encode, seal, self._metrics.observe, self._watching,
+            on_block=SharedOnce(secret).refuse,
+        )  # fmt: skip
         self._wire = Wire(pb_utils)
 
     def execute(self, requests):

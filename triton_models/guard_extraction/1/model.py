@@ -8,7 +8,6 @@ import triton_python_backend_utils as pb_utils
 # FAISS works on a row or a few at a time here: a second thread only waits for a core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from vauban.errors import RequestError
 from vauban.hosts.triton.bls import Wire
 from vauban.hosts.triton.extraction import ASKED, KNOWN, GuardExtraction, at_start
 from vauban.hosts.triton.metrics import UserMetrics
@@ -41,8 +40,6 @@ class TritonPythonModel:
     def _one(self, request):
         try:
             known = self._users(self._wire.values(request)[ASKED].reshape(-1)[0])
-        except RequestError as error:
-            return self._wire.failure(error)
         except Exception as error:  # noqa: BLE001 - the caller's next step is the policy's
-            return self._wire.broken(error)
+            return self._wire.failure(error)
         return self._wire.answer({KNOWN: known})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
-from vauban.errors import ConfigError, RequestError
+from vauban.errors import ConfigError
 from vauban.hosts.triton.bls import UsersModel, Wire
 from vauban.hosts.triton.extraction import Users
 from vauban.hosts.triton.front import PROMPT, WINDOWS, GuardInput
@@ -38,6 +38,6 @@ class TritonPythonModel:
     def _one(self, request):
         try:
             prompt, windows = self._read(self._wire.values(request), request.parameters())
-        except RequestError as error:
+        except Exception as error:  # noqa: BLE001 - its message may hold text
             return self._wire.failure(error)
         return self._wire.answer({PROMPT: prompt, WINDOWS: windows})

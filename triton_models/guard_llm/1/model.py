@@ -10,8 +10,9 @@ import json
 
 import triton_python_backend_utils as pb_utils
 
-from vauban.errors import MalformedRequest, RequestError
-from vauban.hosts.triton.bls import StepFailed, Threads, TritonCalls, Wire
+from vauban.errors import MalformedRequest
+from vauban.hosts.triton.bls import Threads, TritonCalls, Wire
+from vauban.hosts.triton.flow import next_part
 from vauban.hosts.triton.front import PROMPT
 from vauban.hosts.triton.output import ANSWER, Jobs
 from vauban.hosts.triton.seal import Seal, SharedOnce, server_secret
@@ -24,7 +25,8 @@ class TritonPythonModel:
         texts = texts_of(json.loads(args["model_config"]))
         self._embedded = texts.get("LLM_BACKEND", "python") == "python"
         secret = server_secret()
-        self._jobs = Jobs(Seal(secret), Sealer(secret), SharedOnce(secret))
+        self._tickets = SharedOnce(secret)
+        self._jobs = Jobs(Seal(secret), Sealer(secret), self._tickets)
         self._threads = Threads("guard_llm")
         self._wire = Wire(pb_utils)
 
@@ -34,19 +36,26 @@ class TritonPythonModel:
     async def _one(self, request):
         try:
             rows = self._wire.values(request)[PROMPT].reshape(-1)
-            answers = [await self._whole(sealed) for sealed in rows]
+            answers = [await self._answer(self._jobs.open(sealed)) for sealed in rows]
             return self._wire.answer({ANSWER: answers}, (-1, 1))
-        except (RequestError, StepFailed) as error:
-            return self._wire.failure(error)
         except Exception as error:  # noqa: BLE001 - a fault of one must not fail the whole batch
-            return self._wire.broken(error)
+            return self._wire.failure(error)
 
-    async def _whole(self, sealed):
-        job = self._jobs.open(sealed)
+    async def _answer(self, job):
+        try:
+            return self._jobs.close(job, await self._whole(job))
+        except Exception as error:  # noqa: BLE001 - see GuardOutput
+            return self._jobs.fail(job, error)
+
+    async def _whole(self, job):
         if job.stream:
             raise MalformedRequest("guarded_llm answers whole; guarded_llm_bls streams")
         calls = TritonCalls(pb_utils, None, self._threads, embedded=self._embedded)
+        stream = calls.stream(job)
         whole = {}
-        async for part in calls.stream(job):
-            whole.update(part)
-        return self._jobs.close(job, whole)
+        try:
+            while part := await next_part(stream, lambda: self._tickets.refused(job.ticket)):
+                whole.update(part)
+        finally:
+            await stream.aclose()
+        return whole

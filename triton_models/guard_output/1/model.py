@@ -4,7 +4,6 @@ import json
 
 import triton_python_backend_utils as pb_utils
 
-from vauban.errors import RequestError
 from vauban.hosts.triton.bls import Wire
 from vauban.hosts.triton.encoder import VERDICT
 from vauban.hosts.triton.metrics import OutputMetrics
@@ -31,7 +30,5 @@ class TritonPythonModel:
         verdict, answer = (values[name].reshape(-1)[0] for name in (VERDICT, ANSWER))
         try:
             return self._wire.answer(self._output(verdict, answer))
-        except RequestError as error:
+        except Exception as error:  # noqa: BLE001 - it must not fail the whole batch
             return self._wire.failure(error)
-        except Exception as error:  # noqa: BLE001 - its message may hold text
-            return self._wire.broken(error)

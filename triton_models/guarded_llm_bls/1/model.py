@@ -5,8 +5,7 @@ import json
 
 import triton_python_backend_utils as pb_utils
 
-from vauban.errors import RequestError
-from vauban.hosts.triton.bls import StepFailed, Threads, TritonCalls, Wire
+from vauban.hosts.triton.bls import Threads, TritonCalls, Wire
 from vauban.hosts.triton.flow import GuardedFlow
 from vauban.hosts.triton.metrics import OutputMetrics
 from vauban.hosts.triton.output import Jobs
@@ -45,9 +44,7 @@ class TritonPythonModel:
             )
             inputs = self._wire.values(request)
             last = await self._flow.serve(calls, inputs, send, sender.is_cancelled)
-        except (RequestError, StepFailed) as error:
-            self._wire.end(sender, self._wire.failure(error))
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing may wait for ever
-            self._wire.end(sender, self._wire.broken(error))
+            self._wire.end(sender, self._wire.failure(error))
         else:
             self._wire.end(sender, self._wire.answer(last) if last else None)

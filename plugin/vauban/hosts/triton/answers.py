@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from enum import StrEnum
 
-from vauban.errors import RequestError
+from vauban.errors import RequestError, VaubanError
 from vauban.guard import blocked_sentence
 from vauban.types import Reason
+
+logger = logging.getLogger(__name__)
 
 
 class Code(StrEnum):
@@ -38,6 +41,25 @@ class Blocked(RequestError):
     def __init__(self, reason: Reason) -> None:
         super().__init__(blocked_sentence(reason))
         self.reason = reason
+
+
+class Failed(VaubanError):
+    """What the client is told. `code`: a name in Triton's `TritonError`."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+
+
+def failed(error: Exception) -> Failed:
+    """The message of a fault of ours may hold text, so only its kind is told, in the log."""
+    if isinstance(error, Failed):
+        return error
+    if isinstance(error, RequestError):
+        return Failed(*error_of(error))
+    logger.error("a request failed: %s", type(error).__name__)
+    return Failed("[internal_error] the request failed", Code.INTERNAL)
 
 
 def error_of(error: RequestError, request_id: str = "") -> tuple[str, Code]:

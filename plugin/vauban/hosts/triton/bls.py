@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 import threading
 import time
@@ -17,15 +16,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from vauban.errors import RequestError, ScreeningFailed, StateUnavailable, VaubanError
-from vauban.hosts.triton.answers import error_of
+from vauban.errors import ScreeningFailed, StateUnavailable
+from vauban.hosts.triton.answers import Failed, failed
 from vauban.hosts.triton.callers import HEADERS
 from vauban.hosts.triton.extraction import ASKED, KNOWN
 from vauban.hosts.triton.output import Answer, Job
 from vauban.hosts.triton.render import GRAPH_INPUT, GRAPH_OUTPUTS, SCREEN, SCREENED
 from vauban.hosts.triton.requests import OUTPUTS, read_parameters
-
-logger = logging.getLogger(__name__)
 
 LLM: Final = "llm"
 KEEP_RESPONSES_S: Final = 2.0
@@ -38,14 +35,6 @@ CANCEL: Final = "vauban_cancel"
 """Request parameter of the embedded `llm`: ends the request with this id."""
 SALT: Final = "vauban_cache_salt"
 """Another one: the salt for the prefix cache."""
-
-
-class StepFailed(VaubanError):
-    """Another model answered with an error. `error` is Triton's own, given on unchanged."""
-
-    def __init__(self, error: Any) -> None:
-        super().__init__(error.message())
-        self.error = error
 
 
 class Wire:
@@ -65,18 +54,9 @@ class Wire:
     def answer(self, values: Mapping[str, Any], shape: tuple[int, ...] = (-1,)) -> Any:
         return self._utils.InferenceResponse(self.tensors(values, shape))
 
-    def failure(self, error: RequestError | StepFailed) -> Any:
-        if isinstance(error, StepFailed):
-            return self._utils.InferenceResponse(error=error.error)
-        message, code = error_of(error)
-        found = self._utils.TritonError(message, getattr(self._utils.TritonError, code.value))
-        return self._utils.InferenceResponse(error=found)
-
-    def broken(self, error: Exception) -> Any:
-        """The answer to a fault of ours. Its message may hold text, so only its kind is told."""
-        logger.error("a request failed: %s", type(error).__name__)
-        kind = self._utils.TritonError.INTERNAL
-        found = self._utils.TritonError("[internal_error] the request failed", kind)
+    def failure(self, error: Exception) -> Any:
+        told = failed(error)
+        found = self._utils.TritonError(told.message, getattr(self._utils.TritonError, told.code))
         return self._utils.InferenceResponse(error=found)
 
     def end(self, sender: Any, response: Any = None) -> None:
@@ -176,7 +156,7 @@ class TritonCalls:
         )
         response = await _wait(self._threads.steps, request.exec)
         if response.has_error():
-            raise StepFailed(response.error())
+            raise _failure(response)
         return {t.name(): t.as_numpy().reshape(-1)[0] for t in response.output_tensors()}
 
     async def stream(self, job: Job) -> AsyncGenerator[Answer, None]:
@@ -202,7 +182,7 @@ class TritonCalls:
         try:
             while (one := await arrived.get()) is not None:
                 if one.has_error():
-                    raise StepFailed(one.error())
+                    raise _failure(one)
                 answer = {t.name(): t.as_numpy().reshape(-1) for t in one.output_tensors()}
                 if answer:
                     yield {key: _plain(value) for key, value in answer.items()}
@@ -225,6 +205,12 @@ class TritonCalls:
             )
             cancelling = LlmCall(request, self._threads.kept, lambda _: None)
             await _wait(self._threads.steps, cancelling.read)
+
+
+def _failure(response: Any) -> Failed:
+    """Another model's error, which goes on as it is."""
+    error = response.error()
+    return Failed(error.message(), error.code().name)
 
 
 async def _wait(pool: ThreadPoolExecutor, work: Callable[[], Any]) -> Any:

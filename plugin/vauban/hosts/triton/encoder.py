@@ -1,4 +1,4 @@
-"""`guard_encoder`: a batch of sealed windows in, sealed verdicts or errors out."""
+"""`guard_encoder`: a batch of sealed windows in, sealed verdicts out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 from vauban.detectors.windows import Windows
 from vauban.errors import MalformedRequest, RequestError, StateUnavailable
 from vauban.guard import Guard, encode_each
-from vauban.hosts.triton.answers import Blocked
 from vauban.hosts.triton.extraction import Watching, Who
 from vauban.hosts.triton.front import WINDOWS
 from vauban.hosts.triton.seal import Bundle, Once, Seal, Tickets
@@ -37,6 +36,7 @@ class GuardEncoder:
     :param encode: `Encoder.encode`.
     :param observe: called with every decision, for the host's metrics.
     :param watching: told of what was encoded for whom; None where nobody watches.
+    :param on_block: called with the ticket of every request that is blocked.
     :param tickets: default: for a model of one process. A request that was let in once is encoded
         once, or its windows could be sent here past the limit of requests.
     """
@@ -49,6 +49,7 @@ class GuardEncoder:
         observe: Callable[[Decision], None],
         watching: Watching | None = None,
         tickets: Tickets | None = None,
+        on_block: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._policy = policy
         self._tickets = tickets or Once()
@@ -58,11 +59,12 @@ class GuardEncoder:
         self._encode = encode
         self._seal = seal
         self._observe = observe
+        self._on_block = on_block
         self._watching = watching if policy.extraction.mode is not Mode.OFF else None
         self._audit = AuditLog(policy.audit)
 
     def __call__(self, batch: Sequence[bytes]) -> list[bytes | RequestError]:
-        """One answer per request, in order: the sealed verdict, or why there is none.
+        """One answer per request, in order: the sealed verdict, or that the windows are not ours.
 
         The verdict says `blocked`, `reason` and `score` in [0, 1].
         """
@@ -116,12 +118,12 @@ class GuardEncoder:
     def _judge(
         self, bundle: Bundle, windows: Windows, outcome: Encoded | Reason, batch: int,
         encode_ms: float,
-    ) -> bytes | RequestError:  # fmt: skip
+    ) -> bytes:  # fmt: skip
         failed = isinstance(outcome, Reason)
         verdict = self._guard.judge(outcome if isinstance(outcome, Reason) else outcome.score)
         self._record(bundle, windows, verdict, None if failed else batch, encode_ms)
-        if verdict.blocked and self._policy.answer.blocked == "error":
-            return Blocked(verdict.reason)
+        if verdict.blocked:
+            self._on_block(bundle.ticket)
         fields: dict[str, Any] = {
             "blocked": verdict.blocked, "reason": verdict.reason.value, "score": verdict.score,
         }  # fmt: skip

@@ -17,7 +17,7 @@ from vauban.hosts.triton.seal import Seal
 from vauban.policy import Policy
 
 POLL_S: Final = 0.1
-"""How often a client that left is noticed while the LLM says nothing."""
+"""How often it is looked, while the LLM says nothing, whether anybody still waits."""
 
 
 class Calls(Protocol):
@@ -81,7 +81,7 @@ class GuardedFlow:
         stream = calls.stream(job)
         whole: list[Answer] = []
         try:
-            while not outgoing.stopped and (part := await _next(stream, left)) is not None:
+            while not outgoing.stopped and (part := await next_part(stream, left)) is not None:
                 whole.append(outgoing.part(part))
                 if job.stream:
                     await send(whole.pop())
@@ -94,8 +94,10 @@ class GuardedFlow:
             self._output.record(job.ticket, job.terms, outgoing)
 
 
-async def _next(stream: AsyncGenerator[Answer, None], left: Callable[[], bool]) -> Answer | None:
-    """The next part; None at the end, or when the client has left."""
+async def next_part(
+    stream: AsyncGenerator[Answer, None], left: Callable[[], bool]
+) -> Answer | None:
+    """The next part; None at the end, or when nobody waits for it any more."""
     waiting = asyncio.ensure_future(anext(stream, None))
     try:
         while not left():

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from vauban.detectors.windows import Windows
 from vauban.errors import MalformedRequest
+from vauban.hosts.triton.answers import Blocked, Failed, failed
 from vauban.hosts.triton.encoder import ROUTE, VERDICT
 from vauban.hosts.triton.front import PROMPT, Terms
 from vauban.hosts.triton.requests import OUTPUTS
@@ -21,6 +22,7 @@ from vauban.policy import Policy
 from vauban.telemetry import AuditLog
 from vauban.text.pii import load_pii
 from vauban.text.sanitize import Sanitizer, Stream
+from vauban.types import Reason
 
 ANSWER: Final = "answer"
 CONTENT_FILTER: Final = "content_filter"
@@ -89,6 +91,11 @@ class Jobs:
             "answer": {k: list(v) for k, v in answer.items()},
         }
         return self._seal.close(ANSWER, Bundle(job.ticket, fields))
+
+    def fail(self, job: Job, error: Exception) -> bytes:
+        """Seal why there is no answer. See `GuardOutput`."""
+        told = failed(error)
+        return self._seal.close(ANSWER, Bundle(job.ticket, {"failed": [told.message, told.code]}))
 
 
 class Outgoing:
@@ -172,6 +179,10 @@ class Outgoing:
 class GuardOutput:
     """Lets an answer out once its verdict is in, without what must not leave.
 
+    Whatever ends a request of the ensemble ends it here, where no other step is at work. Before
+    2026 Triton kept for ever what belongs to an ensemble's request one step of which failed beside
+    another one (core, pull request 466), and waited for it at its end.
+
     :param observe: called with what was found in each answer, for the host's metrics.
     :raises ConfigError: the policy asks for what is not installed.
     """
@@ -190,6 +201,8 @@ class GuardOutput:
         """A whole answer.
 
         :raises MalformedRequest: the two belong to different requests, or are not ours.
+        :raises Blocked: the request was blocked.
+        :raises Failed: there is no answer.
         """
         said = self._seal.open(ANSWER, answer)
         judged = self._seal.open(VERDICT, verdict, LONGEST_ANSWER_S)
@@ -197,6 +210,8 @@ class GuardOutput:
             raise MalformedRequest("the verdict is about another request")
         if refusal := self.refusal(judged):
             return refusal
+        if "failed" in said.fields:
+            raise Failed(*said.fields["failed"])
         terms = Terms(**said.fields["terms"])
         outgoing = self.outgoing(terms)
         parts = [outgoing.part(said.fields["answer"])]
@@ -206,11 +221,17 @@ class GuardOutput:
         return joined(parts)
 
     def refusal(self, judged: Bundle) -> Answer | None:
-        """The answer to a blocked request under `answer.blocked: refusal`; None for others."""
+        """The answer to a blocked request under `answer.blocked: refusal`; None for one that may
+        go on.
+
+        :raises Blocked: it may not, and the policy answers that with an error.
+        """
         if not judged.fields["blocked"]:
             return None
-        refusal = self._policy.answer.refusal
-        return {"text_output": [refusal], "finish_reason": [CONTENT_FILTER]}
+        answer = self._policy.answer
+        if answer.blocked == "error":
+            raise Blocked(Reason(judged.fields["reason"]))
+        return {"text_output": [answer.refusal], "finish_reason": [CONTENT_FILTER]}
 
     def outgoing(self, terms: Terms) -> Outgoing:
         rules = Sanitizer(self._policy.output, terms.told, terms.canaries, self._pii)

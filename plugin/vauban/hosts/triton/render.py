@@ -69,7 +69,7 @@ STEPS: Final[Mapping[str, Step]] = {
     "guard_encoder": Step(
         (("windows", _TEXT),),
         (("verdict", _TEXT),),
-        ("normalize", "encoder", "injection", "extraction", "answer", "audit"),
+        ("normalize", "encoder", "injection", "extraction", "audit"),
         batched=True,
         settings=("ONNX_MODEL",),
     ),

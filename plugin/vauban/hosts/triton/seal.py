@@ -39,6 +39,7 @@ from vauban.mark import SECRET_VARIABLE, Sealer
 VALID_S: Final = 60
 MAX_SEEN: Final = 65_536
 _NONCE_BYTES: Final = 12
+_REFUSED: Final = ".refused"
 _LENGTH: Final = struct.Struct("<I")
 
 
@@ -143,6 +144,16 @@ class SharedOnce:
         status = self._place.stat()
         if status.st_uid != os.geteuid() or status.st_mode & 0o077:
             raise ConfigError(f"{self._place} must belong to this user with mode 0700")
+
+    def refuse(self, ticket: str) -> None:
+        """Say that nobody waits for what is made for this ticket. It saves work and decides
+        nothing, so where it can't be said nothing happens."""
+        with suppress(OSError):
+            self._sweep()
+            self._make(f"{ticket}{_REFUSED}")
+
+    def refused(self, ticket: str) -> bool:
+        return (self._place / f"{ticket}{_REFUSED}").exists()
 
     def take(self, ticket: str) -> None:
         """:raises MalformedRequest: the ticket was taken before."""
