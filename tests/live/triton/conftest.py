@@ -166,6 +166,10 @@ def triton(start_triton: Start) -> Iterator[Triton]:
     extraction["step_queries"] = 16
     with start_triton(output={"canaries": [CANARY]}, extraction=extraction) as server:
         yield server
+        server.http.close()  # Triton waits for clients that keep their connection
+        server.server.process.terminate()
+        # Not after it has waited in vain for requests that it forgot to end.
+        assert server.server.process.wait(timeout=120) == 0, server.server.tail()
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -177,11 +177,3 @@ def test_what_was_sealed_for_one_request_serves_one(echo: Any) -> None:
     (served,) = [answer for answer in got if not isinstance(answer, Exception)]
     assert b"w0" not in served.as_numpy("answer")[0, 0]
     assert "taken already" in str(refused)  # it may come before the LLM's answer
-
-
-def test_the_server_ends_cleanly(echo: Any) -> None:
-    """The last test of this server. Triton waits for clients that keep their connection."""
-    assert echo.ask(BLS, PLAIN).json()["text_output"]
-    echo.http.close()
-    echo.server.process.terminate()
-    assert echo.server.process.wait(timeout=120) == 0
