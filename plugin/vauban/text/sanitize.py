@@ -25,7 +25,7 @@ from vauban.text import canary, controls
 from vauban.text.canary import Listener
 from vauban.text.cuts import Cuts
 from vauban.text.json_strings import JsonStrings, PlainEscapes
-from vauban.text.overlap import GROUP, Overlap, spans_of, words_of
+from vauban.text.overlap import Follower, Overlap
 from vauban.text.passages import JSON_UNIT, MAX_TICKS, MAX_WORD_CHARS, UNIT, Passage, Passages
 from vauban.text.pii import Entity, Pii, PiiReader
 from vauban.text.quiet import LOOK_AHEAD_CHARS, NotableWords, first_notable
@@ -105,7 +105,6 @@ class Stream:
         self.cuts = Cuts()
         self.released = 0
         self._rules = rules
-        self._follows = bool(rules.overlap)
         self._hold = rules.policy.hold_back
         self._json = json
         self._unit = JSON_UNIT if json else UNIT
@@ -117,14 +116,17 @@ class Stream:
         self._base = self._read_to = 0  # where in the channel the buffer begins
         self._words = NotableWords()
         self._floor = 0  # retroactive cuts begin here at the earliest
-        self._said: list[tuple[str, int]] = []  # the last words of a group, and where they begin
-        self._run = 0
-        self._run_from = self._run_to = 0
+        self._follower = Follower(rules.overlap) if rules.overlap else None
         self._listener = Listener(rules.canaries, rules.canary_ends) if rules.canaries else None
 
     @property
     def fed(self) -> int:
         return self._base + len(self._buffer)
+
+    @property
+    def taken(self) -> int:
+        """As `fed`, with the beginning of an escape, which is not read yet."""
+        return self.fed + (len(self._plain.rest) if self._plain is not None else 0)
 
     def feed(self, text: str) -> str:
         """Read on; returns what may go out now."""
@@ -151,7 +153,8 @@ class Stream:
             self._identified(self._pii.close(self._buffer, self._base))
         for passage in self._passages.end():
             self._act(passage)
-        self._run = 0
+        if self._follower is not None:
+            self._follower.run = 0
         return self._release(self.fed)
 
     def branch(self) -> Stream:
@@ -245,24 +248,21 @@ class Stream:
     @property
     def _may_skip(self) -> bool:
         identifies = self._pii is not None and self._pii.open_from is not None
-        return not self._run and not identifies and self._passages.may_skip
+        follows = self._follower is not None and self._follower.run
+        return not (follows or identifies) and self._passages.may_skip
 
     def _pass_over(self, text: str, start: int) -> bool:
         """Whether neither a canary nor the operator's words are in a text, which then is read."""
-        said = self._said
-        if self._follows:
-            words = words_of(text)
-            if self._rules.overlap.touches([word for word, _ in self._said] + words):
+        said = None
+        if self._follower is not None:
+            at = self._base + start
+            said = self._follower.passes_over(text, at, at + len(text) - self._hold)
+            if said is None:
                 return False
-            # Nothing that begins before the last `hold_back` characters can be taken out.
-            first = max(0, len(text) - self._hold)
-            begins = [self._base + start + first + at for _, at in spans_of(text[first:])]
-            words = words[1 - GROUP :]
-            places = [*[0] * len(words), *begins][len(begins) :]
-            said = [*said, *zip(words, places, strict=True)][1 - GROUP :]
         if self._listener is not None and not self._listener.passes_over(text):
             return False
-        self._said = said
+        if self._follower is not None and said is not None:
+            self._follower.skip_to(said)
         return True
 
     def _step(self, buffer: str, a: int, b: int, *, is_word: bool) -> None:
@@ -276,8 +276,11 @@ class Stream:
             self._act(passage)
         if self._json and not is_word and controls.JSON_CONTROL.fullmatch(buffer, a, b):
             self._act(Passage("control", a, b))
-        if self._follows and not self.stopped:
-            self._follow(buffer[a:b], start, start + b - a)
+        if self._follower is not None and not self.stopped:
+            for first, end, begins in self._follower.unit(buffer[a:b], start):
+                if begins:
+                    self._count("prompt", 1)
+                self._take("prompt", first, end)
         if is_word and self._listener is not None and not self.stopped:
             heard = self._listener.hears(buffer, a, b)
             if heard is not None:
@@ -285,8 +288,9 @@ class Stream:
 
     def _open(self, otherwise: int) -> int:
         """Where what is held for another reason than `hold_back` begins."""
-        if self._run and not self._leaking and self._rules.takes("prompt"):
-            otherwise = min(otherwise, self._run_from)
+        if self._follower is not None and self._rules.takes("prompt"):
+            run_from = self._follower.suspect
+            otherwise = otherwise if run_from is None else min(otherwise, run_from)
         if self._pii is not None and self._pii.open_from is not None:
             otherwise = min(otherwise, self._pii.open_from)
         suspect = self._passages.suspect
@@ -299,34 +303,6 @@ class Stream:
             self._count("pii", 1)
             mark = self._rules.pii.mark(one.kind, self._text(one.start, one.end))
             self._take("pii", one.start, one.end, mark)
-
-    # -- the operator's sentences ----------------------------------------------------------------
-
-    @property
-    def _leaking(self) -> bool:
-        return self._run >= self._rules.overlap.run_words
-
-    def _follow(self, unit: str, start: int, end: int) -> None:
-        overlap = self._rules.overlap
-        plain = unit.isascii() and unit.isalnum()
-        for word, at in [(unit.lower(), 0)] if plain else spans_of(unit):
-            if word not in overlap.words:
-                self._run, self._said = 0, []
-                continue
-            recent = [*self._said, (word, start + at)]
-            self._said = recent[1 - GROUP :]
-            if tuple(word for word, _ in recent) not in overlap.groups:
-                self._run = 0
-                continue
-            if not self._run:
-                self._run, self._run_from = GROUP - 1, recent[0][1]
-            self._run += 1
-            if self._run == overlap.run_words:
-                self._count("prompt", 1)
-                self._take("prompt", self._run_from, end)
-            elif self._leaking:
-                self._take("prompt", self._run_to, end)
-            self._run_to = end
 
     # -- what to do ------------------------------------------------------------------------------
 

@@ -25,11 +25,18 @@ class Series:
         self.cut: dict[str, str] = {}
         self._rules = rules
         self._before: Stream | None = None
+        self._before_last: Stream | None = None
 
     def begin(self) -> Stream:
         """The reader of the next text."""
         before, self._before = self._before, None
+        self._before_last = None if before is None else before.branch()
         return self._rules.stream() if before is None else Sequel(self._rules, before)
+
+    def again(self) -> Stream:
+        """A reader of the last text that was begun, should it be said once more, and otherwise."""
+        before = self._before_last
+        return self._rules.stream() if before is None else Sequel(self._rules, before.branch())
 
     def end(self, stream: Stream) -> str:
         """The rest of a text, whose reader this is."""

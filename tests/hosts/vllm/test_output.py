@@ -195,6 +195,21 @@ def test_logprobs_do_not_spell_what_was_taken_out(size: int) -> None:
         assert spelt.endswith(") and that was all of it.")
 
 
+def test_logprobs_of_half_an_escape_wait_for_the_rest() -> None:
+    text = "".join(f"\\u{ord(c):04x}" for c in KEY)
+    events = []
+    for piece in ["\\u004", "1", *pieces(text[6:], 3), " and more words" * 20]:
+        event = chunk(**call(0, piece))
+        entries = [{"token": piece, "logprob": -1.0}]
+        event["choices"][0]["logprobs"] = {"content": entries}
+        events.append(event)
+    events.append(chunk(finish="tool_calls"))
+    out = run(output_editor(rules(), Shape.CHAT), events)
+    told = [e["choices"][0]["logprobs"]["content"] for e in out if e["choices"][0].get("logprobs")]
+    tokens = [entry["token"] for entries in told for entry in entries]
+    assert tokens == [" and more words" * 20]
+
+
 @sizes
 @pytest.mark.parametrize("shape", [Shape.CHAT, Shape.COMPLETION])
 def test_a_stopped_stream(size: int, shape: Shape) -> None:
@@ -382,6 +397,43 @@ def test_the_last_event_is_read_anew() -> None:
     out = run(output_editor(rules(), Shape.RESPONSES), [*steps, done])
     found = [item["content"][0]["text"] for item in out[-1]["response"]["output"][::2]]
     assert found == [WITHOUT[0], f"{WITHOUT[1]}\n", WITHOUT[2]]
+
+
+@sizes
+@pytest.mark.parametrize("end", ["\n", " Indeed."])
+def test_a_text_that_is_said_otherwise_when_it_is_done(size: int, end: str) -> None:
+    """It is read as what stands behind the items before, as its pieces were."""
+    steps = items(HALVES, size)
+    for step in steps[:-1]:
+        for holder in (step, step.get("part"), *step.get("item", {}).get("content", ())):
+            if isinstance(holder, dict) and str(holder.get("text")) in HALVES:
+                holder["text"] += end
+    out = run(output_editor(rules(), Shape.RESPONSES), steps)
+    assert KEY[9:] not in json.dumps(out)
+    done = [e["item"]["content"][0]["text"] for e in out if "content" in e.get("item", {})]
+    assert done == [f"{text}{end}" for text in WITHOUT]
+
+
+@pytest.mark.parametrize("action", ["stop", "hold"])
+@pytest.mark.parametrize("place", ["item", "part", "response", "call", "search"])
+def test_what_no_piece_has_said_ends_the_answer(place: str, action: str) -> None:
+    item: dict[str, Any] = {"type": "message", "content": [{"type": "output_text", "text": ENDING}]}
+    if place == "call":
+        item = {"type": "function_call", "arguments": json.dumps({"a": ENDING})}
+    if place == "search":
+        item = {"type": "web_search_call", "action": {"type": "search", "query": ENDING}}
+    step: dict[str, Any] = {"type": "response.output_item.done", "item": item}
+    if place == "part":
+        step = {"type": "response.content_part.done", "part": item["content"][0]}
+    if place == "response":
+        step = {"type": "response.completed", "response": {"id": "r", "output": [item]}}
+    editor = output_editor(rules(canary=action), Shape.RESPONSES)
+    out = run(editor, [{"type": "response.created", "response": {"id": "r", "output": []}}, step])
+    assert editor.stopped
+    assert editor.held == (action == "hold")
+    assert CANARY not in json.dumps(out)
+    assert editor.findings == {("canary", action): 1}
+    assert action == "hold" or out[-1]["type"] == "response.incomplete"
 
 
 def test_a_secret_in_two_items_of_a_whole_answer() -> None:

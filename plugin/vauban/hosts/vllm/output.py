@@ -58,7 +58,7 @@ class Channels:
         self._open: dict[Key, Stream] = {}
         self._series: dict[str, Series] = {}
         self._series_of: dict[Key, Series] = {}
-        self._cleaned: dict[tuple[str, bool], str] = {}
+        self._cleaned: dict[tuple[str, bool, str | None], tuple[str, Stream]] = {}
 
     def feed(
         self, key: Key, text: str, *, json: bool = False, series: str | None = None
@@ -88,6 +88,7 @@ class Channels:
     def close(self, key: Key) -> tuple[str, Stream | None]:
         """What is left of a channel that has ended, and its reader."""
         stream = self._open.pop(key, None)
+        self._cleaned.clear()
         if stream is None:
             return "", None
         series = self._series_of.pop(key, None)
@@ -114,16 +115,22 @@ class Channels:
             self.said.setdefault(key, []).append(text)
         return text
 
-    def repeated(self, text: str, *, json: bool = False) -> str:
-        """A text that was read before, piece by piece, and now comes whole."""
-        for series in self._series.values():
-            if text in series.cut:
-                return series.cut[text]
-        if (text, json) not in self._cleaned:
-            if len(self._cleaned) >= 8:
-                self._cleaned.clear()
-            self._cleaned[text, json] = self.rules.whole(text, json=json)[0]
-        return self._cleaned[text, json]
+    def repeated(
+        self, text: str, *, json: bool = False, series: str | None = None
+    ) -> tuple[str, Stream | None]:
+        """A text that was read before, piece by piece, and now comes whole; see `feed`. It may be
+        said otherwise, so unless it is known what was left of it, it is read in its place again.
+        """
+        for known in self._series.values():
+            if text in known.cut:
+                return known.cut[text], None
+        if (text, json, series) not in self._cleaned:
+            again = self._one_of(series).again() if series else self.rules.stream(json=json)
+            cleaned = again.feed(text) + again.finish()
+            if again.stopped:
+                self.findings.update(again.findings)
+            self._cleaned[text, json, series] = cleaned, again
+        return self._cleaned[text, json, series]
 
 
 class ProtocolEditor:
@@ -142,7 +149,7 @@ class ProtocolEditor:
         self.channels.close_all()
         return self.channels.findings
 
-    def ended_by(self, stream: Stream | None) -> bool:
+    def ended_by(self, stream: Stream | ProtocolEditor | None) -> bool:
         """Note whether this reader has ended the answer."""
         if stream is not None and stream.stopped:
             self.stopped, self.held = True, self.held or stream.held
@@ -281,7 +288,7 @@ class _Choice:
         if self._stream is None:
             part.update(attached)
         elif attached and not isinstance(self._stream, Sequel):  # which knows no token's fate
-            self._waiting.append((self._stream, before, self._stream.fed, attached))
+            self._waiting.append((self._stream, before, self._stream.taken, attached))
         if part.get("finish_reason") is not None:
             self.finished, self._current = True, None
             for key in self._channels.of_choice(self._index):
