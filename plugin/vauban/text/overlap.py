@@ -115,6 +115,13 @@ class Follower:
             self._run_to = end
         return found
 
+    def stands_behind(self, other: Follower, text: str) -> None:
+        """What another has read, and this text, come before."""
+        self.run, self._said = other.run, other._said
+        self.unit(text, 0)
+        self._said = [(word, 0) for word, _ in self._said]
+        self._run_from = self._run_to = 0
+
     def passes_over(self, text: str, start: int, first: int) -> list[tuple[str, int]] | None:
         """What to `skip_to` where the text `text`, which begins at `start`, is passed over; None:
         it may say the operator's words. Nothing that begins before `first` can be taken out."""

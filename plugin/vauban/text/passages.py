@@ -28,6 +28,9 @@ JSON_UNIT: Final = re.compile(rf"{_WORD}|\\(?:u[0-9a-fA-F]{{4}}|[^u])|[^\x00-\x7
 MAX_MARKUP_CHARS: Final = 2_048
 """A tag, or the words of a picture, longer than that is taken to be none."""
 _MAX_SPAN_CHARS = 160
+MAX_HALF_CHARS: Final = 160
+_LAST_WORD = re.compile(rf"[{WORD_CHARS}]{{1,{MAX_HALF_CHARS}}}\Z")
+_FIRST_WORD = re.compile(rf"[{WORD_CHARS}]{{1,{MAX_HALF_CHARS}}}")
 
 _KEY_BLOCK = re.compile(r"-----BEGIN [A-Z0-9 ]{0,32}PRIVATE KEY(?: BLOCK)?-----")
 _KEY_LINE = re.compile(
@@ -40,6 +43,24 @@ _TARGET = re.compile(r"\]\(\s{0,8}<?\s{0,8}\Z")
 _DEFINITION = re.compile(r"\]:\s{0,8}<?\Z")
 # Their content is not Markdown, up to an end that blank lines do not bring.
 _RAW_TAGS = frozenset({"pre", "textarea", "xmp", "plaintext", "script", "style", "title"})
+
+
+def secret_across(before: str, after: str, least: int = 1) -> int | None:
+    """Where the word ends in which a credential ends that has begun in the text before; None: there
+    is none. Addresses with a password are not looked for: a port and a mail address look like one.
+
+    :param least: so many of its characters, at least, stand in each.
+    """
+    half, rest = _LAST_WORD.search(before), _FIRST_WORD.match(after)
+    if half is None or rest is None:
+        return None
+    word, middle = half.group() + rest.group(), len(half.group())
+    if "://" in word or secret_rules.plain_start(word, 0, middle) is not None:
+        return None
+    at = secret_rules.plain_start(word, 0, len(word))
+    if at is None or not least <= middle - at or rest.end() < least:
+        return None
+    return rest.end()
 
 
 @dataclass(frozen=True, slots=True)

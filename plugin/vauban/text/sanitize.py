@@ -7,8 +7,8 @@ only, never on how it was cut into pieces. Held back are the last `hold_back` ch
 that is not complete, and a run of the operator's words that may become a leak; all are bounded.
 
 Covers: credentials, also long ones (of a key block each line; of a word over `MAX_WORD_CHARS` the
-rest shares the fate of what came before); canaries; the operator's sentences; pictures and links to
-other hosts; markup that runs; control characters.
+rest shares what came before); canaries; the operator's sentences; pictures and links to other
+hosts; markup that runs; control characters.
 Does not cover: other things that the model was told to write in disguise.
 """
 
@@ -26,12 +26,21 @@ from vauban.text.canary import Listener
 from vauban.text.cuts import Cuts
 from vauban.text.json_strings import JsonStrings, PlainEscapes
 from vauban.text.overlap import Follower, Overlap
-from vauban.text.passages import JSON_UNIT, MAX_TICKS, MAX_WORD_CHARS, UNIT, Passage, Passages
+from vauban.text.passages import (
+    JSON_UNIT,
+    MAX_HALF_CHARS,
+    MAX_TICKS,
+    MAX_WORD_CHARS,
+    UNIT,
+    Passage,
+    Passages,
+    secret_across,
+)
 from vauban.text.pii import Entity, Pii, PiiReader
 from vauban.text.quiet import LOOK_AHEAD_CHARS, NotableWords, first_notable
 
 BLOCK_CHARS: Final = 768
-_HISTORY_CHARS: Final = 160
+_HISTORY_CHARS: Final = max(160, MAX_HALF_CHARS)
 _ENDING = ("stop", "hold")
 
 
@@ -118,6 +127,7 @@ class Stream:
         self._floor = 0  # retroactive cuts begin here at the earliest
         self._follower = Follower(rules.overlap) if rules.overlap else None
         self._listener = Listener(rules.canaries, rules.canary_ends) if rules.canaries else None
+        self._before = ""  # the last words of what stands before
 
     @property
     def fed(self) -> int:
@@ -140,7 +150,7 @@ class Stream:
             self._read(final=False)
             if self.stopped:
                 break
-        return self._release(self._read_to - self._hold)
+        return self._release(self._read_to - self._hold, final=False)
 
     def finish(self) -> str:
         """The rest, at the end of the channel."""
@@ -153,9 +163,19 @@ class Stream:
             self._identified(self._pii.close(self._buffer, self._base))
         for passage in self._passages.end():
             self._act(passage)
-        if self._follower is not None:
-            self._follower.run = 0
-        return self._release(self.fed)
+        return self._release(self.fed, final=True)
+
+    def stands_behind(self, other: Stream | None) -> None:
+        """Another text is shown right before this one, which has not begun: canaries, credentials
+        and the operator's words that begin there may end here."""
+        if other is None:
+            return
+        unread = other._buffer[other._read_to - other._base :]
+        if self._listener is not None and other._listener is not None:
+            self._listener.stands_behind(other._listener, unread)
+        if self._follower is not None and other._follower is not None:
+            self._follower.stands_behind(other._follower, unread)
+        self._before = (other._before + other._buffer)[-MAX_HALF_CHARS:]
 
     def branch(self) -> Stream:
         """A reader of what is put behind this text, which has not been finished. It gives out
@@ -249,7 +269,8 @@ class Stream:
     def _may_skip(self) -> bool:
         identifies = self._pii is not None and self._pii.open_from is not None
         follows = self._follower is not None and self._follower.run
-        return not (follows or identifies) and self._passages.may_skip
+        begins = self._before and not self._read_to
+        return not (follows or identifies or begins) and self._passages.may_skip
 
     def _pass_over(self, text: str, start: int) -> bool:
         """Whether neither a canary nor the operator's words are in a text, which then is read."""
@@ -272,6 +293,8 @@ class Stream:
             self._floor = max(self._floor, self._open(floor))
         if self._pii is not None:
             self._identified(self._pii.unit(buffer, self._base, a, b, is_word=is_word))
+        if not start and self._before and (end := secret_across(self._before, buffer[:b])):
+            self._act(Passage("secrets", a, end))
         for passage in self._passages.unit(buffer, a, b, is_word=is_word):
             self._act(passage)
         if self._json and not is_word and controls.JSON_CONTROL.fullmatch(buffer, a, b):
@@ -335,8 +358,8 @@ class Stream:
         self.held = self._rules.actions[detector] == "hold"
         self._read_to = at
 
-    def _release(self, upto: int) -> str:
-        upto = self._read_to if self.stopped else self._open(upto)
+    def _release(self, upto: int, *, final: bool) -> str:
+        upto = self._read_to if self.stopped else upto if final else self._open(upto)
         if upto <= self.released:
             return ""
         out: list[str] = []

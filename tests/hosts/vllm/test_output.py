@@ -144,6 +144,53 @@ def test_reasoning_is_one_text_whatever_comes_between(
 
 
 @sizes
+@pytest.mark.parametrize(
+    ("first", "second", "wanted"),
+    [
+        (f"It is {KEY[:9]}", f"{KEY[9:]} and more.", "[redacted: secrets] and more."),
+        (f"It is {CANARY[:8]}", f" {CANARY[8:]}, so.", "[redacted: canary], so."),
+        (f"{CANARY[::-1][:9]}.", f"{CANARY[::-1][9:]}", "[redacted: canary]"),
+        (f"See: {PROMPT[:52]}", f"{PROMPT[52:]} So.", "[redacted: prompt] So."),
+        (f"It is {KEY} ", "and more.", "and more."),
+        (KEY, "AND more.", "AND more."),
+    ],
+)
+def test_what_begins_in_the_reasoning_does_not_end_in_the_answer(
+    size: int, first: str, second: str, wanted: str
+) -> None:
+    steps = [chunk(reasoning=p) for p in pieces(first, size)]
+    for piece in pieces(second, size):
+        event = chunk(content=piece)
+        event["choices"][0]["logprobs"] = {"content": [{"token": c} for c in piece]}
+        steps.append(event)
+    others = rules(canary="redact", prompt_words=12)
+    out = run(output_editor(others, Shape.CHAT), [*steps, chunk(finish="stop")])
+    assert put_together(out)["content"] == wanted
+    told = [e["choices"][0].get("logprobs") for e in out]
+    spelt = "".join(one["token"] for part in told if part for one in part["content"])
+    assert spelt == second if wanted == second else spelt in wanted
+    whole = {"choices": [{"message": {"reasoning": first, "content": second}}]}
+    output_editor(others, Shape.CHAT).body(whole)
+    assert whole["choices"][0]["message"]["content"] == wanted
+
+    def items_of(text: str, kind: str) -> list[dict[str, Any]]:
+        at = {"item_id": kind, "output_index": len(kind), "content_index": 0}
+        part = {"type": kind, "text": text}
+        kind = f"response.{kind}"
+        deltas = [{"type": f"{kind}.delta", **at, "delta": p} for p in pieces(text, size)]
+        return [*deltas, {"type": f"{kind}.done", **at, "text": text},
+                {"type": "response.output_item.done", "item": {"content": [part]}}]  # fmt: skip
+
+    steps = [*items_of(first, "reasoning_text"), *items_of(second, "output_text")]
+    *_, done, item = run(output_editor(others, Shape.RESPONSES), steps)
+    assert done["text"] == item["item"]["content"][0]["text"] == wanted
+    kinds = ("thinking", "text")
+    blocks = [(f"{kind}_delta", kind, t) for kind, t in zip(kinds, (first, second), strict=True)]
+    out = run(output_editor(others, Shape.ANTHROPIC), messages(blocks, size))
+    assert "".join(e["delta"]["text"] for e in out if "text" in e.get("delta", {})) == wanted
+
+
+@sizes
 def test_choices_are_kept_apart(size: int) -> None:
     a, b = pieces(TEXT, size), pieces("Nothing to see in the second one, really.", size)
     events = []

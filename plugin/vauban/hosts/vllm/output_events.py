@@ -1,7 +1,4 @@
-"""Sanitises answers of the Responses API and of Anthropic's Messages API; see `output.py`.
-
-Does not cover: the texts of several items or blocks of one answer, read as one text.
-"""
+"""Sanitises answers of the Responses API and of Anthropic's Messages API; see `output.py`."""
 
 from __future__ import annotations
 
@@ -48,7 +45,7 @@ class ResponsesEditor(ProtocolEditor):
     """
 
     def __init__(self, rules: Sanitizer) -> None:
-        super().__init__(rules)
+        super().__init__(rules, repeats=True)
         self._kept: Event | None = None
         self._key: tuple[Any, ...] = ()
         self._response: dict[str, Any] = {}
@@ -160,7 +157,7 @@ class ResponsesEditor(ProtocolEditor):
         changed = stopped = False
         for name in _ITEM_TEXTS:
             text = holder.get(name)
-            if not isinstance(text, str):
+            if not isinstance(text, str) or not text:
                 continue
             read = self.channels.whole if counts else self.channels.repeated
             series = _SERIES.get(_kind_of(holder))
