@@ -40,7 +40,7 @@ from vauban.text.pii import Entity, Pii, PiiReader
 from vauban.text.quiet import LOOK_AHEAD_CHARS, NotableWords, first_notable
 
 BLOCK_CHARS: Final = 768
-_HISTORY_CHARS: Final = max(160, MAX_HALF_CHARS)
+_HISTORY_CHARS: Final = MAX_HALF_CHARS
 _ENDING = ("stop", "hold")
 
 
@@ -123,7 +123,7 @@ class Stream:
         self._pii = PiiReader(rules.pii) if rules.pii is not None else None
         self._buffer = ""
         self._base = self._read_to = 0  # where in the channel the buffer begins
-        self._words = NotableWords()
+        self._words = NotableWords(counts_drawn=not rules.takes("entropy"))
         self._floor = 0  # retroactive cuts begin here at the earliest
         self._follower = Follower(rules.overlap) if rules.overlap else None
         self._listener = Listener(rules.canaries, rules.canary_ends) if rules.canaries else None
@@ -251,17 +251,19 @@ class Stream:
             end = self._words.next(buffer, self._base, start)
             if end is None:
                 return start, BLOCK_CHARS
-            stop = first_notable(buffer, start, end, in_code=self._passages.in_code)
-            if self._pii is not None:
-                stop = self._pii.first(buffer, start, stop)
-            text = buffer[start:stop]
-            to_read = self._words.to_read(len(text))
-            if not text:
+            at, pii = self._passages, self._pii
+            end = end if pii is None else pii.first(buffer, start, end)
+            stop, fence = first_notable(buffer, start, end, fence=at.fence, in_html=at.is_html)
+            to_read = self._words.to_read(stop - start)
+            if stop == start:
                 return start, to_read
+            text = buffer[start:stop]
             if not self._pass_over(text, start):
                 return start, min(len(text), BLOCK_CHARS)
-            self._passages.skip(text)
+            at.skip(text, fence)
             start = stop
+            if drawn := self._words.passed(self._base + start):
+                self._count("entropy", drawn)
             self._floor = max(self._floor, self._base + start - self._hold)
         return start, BLOCK_CHARS
 
@@ -269,8 +271,9 @@ class Stream:
     def _may_skip(self) -> bool:
         identifies = self._pii is not None and self._pii.open_from is not None
         follows = self._follower is not None and self._follower.run
-        begins = self._before and not self._read_to
-        return not (follows or identifies or begins) and self._passages.may_skip
+        if follows or identifies or (self._before and not self._read_to):
+            return False
+        return self._passages.may_skip
 
     def _pass_over(self, text: str, start: int) -> bool:
         """Whether neither a canary nor the operator's words are in a text, which then is read."""
@@ -282,15 +285,14 @@ class Stream:
                 return False
         if self._listener is not None and not self._listener.passes_over(text):
             return False
-        if self._follower is not None and said is not None:
+        if said is not None and self._follower is not None:
             self._follower.skip_to(said)
         return True
 
     def _step(self, buffer: str, a: int, b: int, *, is_word: bool) -> None:
         start = self._base + a
-        floor = start - self._hold
-        if floor > self._floor:
-            self._floor = max(self._floor, self._open(floor))
+        if start - self._hold > self._floor:
+            self._floor = max(self._floor, self._open(start - self._hold))
         if self._pii is not None:
             self._identified(self._pii.unit(buffer, self._base, a, b, is_word=is_word))
         if not start and self._before and (end := secret_across(self._before, buffer[:b])):
@@ -305,8 +307,7 @@ class Stream:
                     self._count("prompt", 1)
                 self._take("prompt", first, end)
         if is_word and self._listener is not None and not self.stopped:
-            heard = self._listener.hears(buffer, a, b)
-            if heard is not None:
+            if (heard := self._listener.hears(buffer, a, b)) is not None:
                 self._act(Passage("canary", heard, b))
 
     def _open(self, otherwise: int) -> int:
