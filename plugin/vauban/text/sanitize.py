@@ -307,7 +307,8 @@ class Stream:
                     self._count("prompt", 1)
                 self._take("prompt", first, end)
         if is_word and self._listener is not None and not self.stopped:
-            if (heard := self._listener.hears(buffer, a, b)) is not None:
+            heard = self._listener.hears(buffer, a, b)
+            if heard is not None:
                 self._act(Passage("canary", heard, b))
 
     def _open(self, otherwise: int) -> int:
@@ -349,10 +350,9 @@ class Stream:
         if self._rules.actions[detector] in _ENDING:
             self._halt(detector, start)
             return
-        if start >= end:
-            return
-        mark = self._rules.mark(detector) if mark is None else mark
-        self.cuts.add(start, end, detector, mark)
+        if start < end:
+            mark = self._rules.mark(detector) if mark is None else mark
+            self.cuts.add(start, end, detector, mark)
 
     def _halt(self, detector: str, at: int) -> None:
         self.stopped = True
