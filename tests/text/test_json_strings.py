@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_sanitize import CANARY, KEY, cut, cuts, out
+from test_sanitize import CANARY, KEY, cut, cuts, make, out, said
 
-from vauban.text.json_strings import PlainEscapes
+from vauban.text.json_strings import JsonStrings, PlainEscapes
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=12),
@@ -77,3 +77,32 @@ def test_an_escaped_secret(secret: str, every: int) -> None:
     assert secret not in json.dumps(json.loads(out(text, json=True)))
     body = json.dumps({"q": "wJalr/XUtnFEMIK7MDENG/bPxRfiCYzzMPLEKEY01"})
     assert out(body.replace("/", "\\/"), json=True) == out(body, json=True)
+
+
+BROKEN = [
+    '{"a": "\\u1", "b": "%s"}', '{"a": "\\u12", "b": "%s"}', '{"a": "\\x", "b": "%s"}',
+    '{"a": %s}', "%s", "{a: '%s'}", '{"a": tr%s}', '{"a": "x"} %s', "\\ %s",
+    '{"a": 1 "b" %s}', "{\"a\": '\"', 'b': '%s'}",
+    '[1, true, false, null, -1.5e+3, NaN, Infinity, %s]',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("around", BROKEN)
+@pytest.mark.parametrize("spelt", [KEY, "".join(f"\\u{ord(c):04x}" for c in KEY)])
+def test_a_secret_in_what_is_no_json(around: str, spelt: str) -> None:
+    """A program that forgives more than the standard may still read it."""
+    text = around % spelt
+    for pieces in ([text], list(text)):
+        said_of, stream = said(make(), pieces, json=True)
+        assert spelt not in said_of
+        assert KEY not in said_of
+        assert stream.findings == {("secrets", "redact"): 1}
+
+
+@given(value=values, number=st.floats() | st.integers())
+def test_what_stands_outside_of_strings_stays(value: Any, number: float) -> None:
+    text = json.dumps([value, number])
+    strings = JsonStrings()
+    left = strings.drop(text, "") + strings.drop('"x"', "")
+    assert left.endswith('""')
+    assert json.loads(left[:-2])[1] == number or number != number

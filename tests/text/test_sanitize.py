@@ -92,7 +92,8 @@ quiet = st.sampled_from(
         "some more words ", "a_rather_long_identifier_in_code ", "plugin/vauban/text/quiet.py ",
         "https://docs.test/library/re.html ", "a `span` of code ", "`x`, `y` and `z` ",
         "if a < b: ", "x[1]: 5 ", "key: value ", "|-----|-----| ", "// a comment\n", "\n\n", "\n",
-        "List<String> ", "é ", "> ", "token = 5 ", "``` ", "\n```py\n", "\n```\n", "`",
+        "List<String> ", "é ", "> ", "token = 5 ", "``` ", "\n```py\n", "\n```\n",
+        "\n```` x\n", "\n``` \t\n", "`",
         "]: https:evil ", "//evil.test/a ", "mailto:a@b.test ", "[x]: ", "</b> ", "<br>",
         "the override code, ", CANARY[:8], "data:text/html,x ", "aB3dE6gH9jK2mN5pQ8sT1vW4 ",
         "-----BEGIN RSA PRIVATE KEY-----\n", "MIIEvQIBADANBgkqhkiG9w0B\n",
@@ -105,16 +106,19 @@ quiet = st.sampled_from(
 @settings(max_examples=40, deadline=None)
 @given(
     text=st.lists(st.one_of(fragments, quiet, quiet, quiet), max_size=20).map("".join),
-    cuts=cuts, operator=st.booleans(),
+    cuts=cuts, operator=st.booleans(), entropy=st.sampled_from(["redact", "monitor", "off"]),
+    markup=st.booleans(),
 )  # fmt: skip
 @pytest.mark.usefixtures("small_blocks")
-def test_what_is_passed_over_changes_nothing(text: str, cuts: list[int], operator: bool) -> None:
+def test_what_is_passed_over_changes_nothing(
+    text: str, cuts: list[int], operator: bool, entropy: str, markup: bool
+) -> None:
     text += " and so on" * 20
     some = {"texts": (), "canaries": ()} if not operator else {}
-    rules = make(entropy="redact", links="redact", hold_back=16, prompt_words=10, **some)
-    whole, one = said(rules, list(text))  # too little at a time to pass over
+    rules = make(entropy=entropy, links="redact", hold_back=16, prompt_words=10, **some)
+    whole, one = said(rules, list(text), markup=markup)  # too little at a time to pass over
     for pieces in ([text], cut(text, cuts)):
-        again, stream = said(rules, pieces)
+        again, stream = said(rules, pieces, markup=markup)
         assert again == whole
         assert stream.findings == one.findings
 

@@ -24,7 +24,7 @@ from test_sanitize import (
 
 from vauban.policy_output import OUTPUT_DETECTORS
 from vauban.text.sanitize import Sanitizer
-from vauban.text.sequel import Series
+from vauban.text.sequel import Series, leaks_jointly
 
 
 def said(rules: Sanitizer, pieces_of: list[list[str]]) -> tuple[list[str], Counter[Any], bool]:
@@ -109,20 +109,43 @@ def test_what_is_only_watched_is_counted_once() -> None:
     assert said(make(), [["one"], [f"a {link} b"], ["three"]])[1] == alone
 
 
-def test_what_was_left_of_a_text_is_known() -> None:
-    rules = make()
-    series = Series(rules)
-    for pieces in ([f"It is {KEY[:9]}"], [KEY[9:12], KEY[12:], " so."], ["Harmless."]):
-        stream = series.begin()
-        for piece in pieces:
-            stream.feed(piece)
-        series.end(stream)
-    assert series.cut == {f"{KEY[9:]} so.": "[redacted: secrets] so."}
-
-
 def test_two_that_are_open_at_once_keep_their_own_words() -> None:
     series = Series(make())
     one, two = series.begin(), series.begin()
     said_one, said_two = one.feed("one " * 20), two.feed("two " * 20)
     assert said_one + series.end(one) == "one " * 20
     assert said_two + series.end(two) == "two " * 20
+
+
+@settings(deadline=None)
+@given(first=texts, second=texts, cuts=cuts, data=st.data())
+def test_any_cut_is_the_whole_of_a_text_that_stands_behind(
+    first: str, second: str, cuts: list[int], data: Any
+) -> None:
+    rules = make(**{name: data.draw(actions, name) for name in OUTPUT_DETECTORS}, prompt_words=10)
+
+    def out(pieces_of: list[list[str]]) -> list[Any]:
+        before, stream = rules.stream(), rules.stream()
+        for piece in pieces_of[0]:
+            before.feed(piece)
+        if data.draw(st.booleans(), "ended"):
+            before.finish()
+        stream.stands_behind(before)
+        return ["".join(map(stream.feed, pieces_of[1])) + stream.finish(), stream.findings]
+
+    ended = rules.stream()
+    ended.feed(first)
+    if not ended.stopped:
+        assert out([cut(first, cuts), cut(second, cuts)]) == out([[first], [second]])
+
+
+@pytest.mark.parametrize("at", [4, 9, 15])
+def test_a_credential_in_two_arguments(at: int) -> None:
+    assert leaks_jointly(make(), ["to", f"x {KEY[:at]}", f"{KEY[at:]} y"])
+    assert leaks_jointly(make(), [KEY[:at], KEY[at:-4], KEY[-4:]])
+    for harmless in (
+        [KEY, "and so on"], ["SK", "d41d8cd98f00b204e9800998ecf8427e"], ["the", "token", "of"],
+        ["http://localhost:8080", "somebody@example.org"], [KEY[:at], " ", KEY[at:]],
+    ):  # fmt: skip
+        assert not leaks_jointly(make(), harmless)
+    assert not leaks_jointly(make(secrets="monitor"), [KEY[:at], KEY[at:]])

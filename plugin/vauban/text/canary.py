@@ -58,6 +58,10 @@ class Listener:
         self._ends = ends
         self._folded = ""
 
+    def stands_behind(self, other: Listener, text: str) -> None:
+        """What another has read, and this text, come before."""
+        self._folded = (other._folded + folded(text))[-_FOLDED_CHARS:]
+
     def passes_over(self, text: str) -> bool:
         """Whether no canary is in a text, which then is read."""
         heard = self._folded + folded(text)

@@ -10,21 +10,44 @@ _ESCAPE: Final = re.compile(
     r"\\(?:u[0-9a-fA-F]{4}|[^u]|(?P<broken>u[0-9a-fA-F]{0,3}(?![0-9a-fA-F]|\Z)))", re.DOTALL
 )
 _BEGUN: Final = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?\Z")
+_IN_STRING: Final = re.compile(r'[^"\\]+')
+_BETWEEN: Final = re.compile(r"[{}\[\]:,\s]+")
+_ESCAPED: Final = frozenset('"\\/bfnrtu')
+_HEX: Final = frozenset("0123456789abcdefABCDEF")
+_NUMBER: Final = frozenset("0123456789+-.eE")
+_LITERALS: Final = frozenset(
+    word[:n]
+    for word in ("true", "false", "null", "NaN", "Infinity", "-Infinity")
+    for n in range(1, len(word) + 1)
+)
 
 
 class JsonStrings:
-    """Follows JSON text and knows whether it is inside a string."""
+    """Follows JSON text and knows whether it is inside a string.
+
+    From where it is no JSON on (a broken escape, or a word outside of strings) all is taken for
+    text: nothing has to stay there.
+    """
 
     def __init__(self) -> None:
         self._inside = False
+        self._broken = False
         self._escape = 0  # characters that an escape still needs
         self._is_first = False
         self._escape_goes = False
+        self._literal = ""  # a word or number outside of strings
 
     def follow(self, text: str) -> None:
         """This part stays."""
-        for letter in text:
-            self._step(letter, goes=False)
+        at, end = 0, len(text)
+        while at < end and not self._broken:
+            if not self._escape:
+                found = (_IN_STRING if self._inside else _BETWEEN).match(text, at)
+                if found is not None:
+                    self._literal, at = "", found.end()
+                    continue
+            self._step(text[at], goes=False)
+            at += 1
 
     def drop(self, text: str, mark: str) -> str:
         """This part goes, but for quotes, what is outside of strings, and the rest of an escape
@@ -40,45 +63,66 @@ class JsonStrings:
 
     def _step(self, letter: str, *, goes: bool) -> bool:
         """Whether a character has to stay."""
+        if self._broken:
+            return False
         if self._escape:
+            self._broken = letter not in (_ESCAPED if self._is_first else _HEX)
             self._escape = 4 if self._is_first and letter == "u" else self._escape - 1
             self._is_first = False
-            return not self._escape_goes
+            return not (self._broken or self._escape_goes)
         if letter == '"':
-            self._inside = not self._inside
+            self._inside, self._literal = not self._inside, ""
             return True
-        if letter == "\\" and self._inside:
-            self._escape, self._is_first, self._escape_goes = 1, True, goes
-        return not self._inside
+        if self._inside:
+            if letter == "\\":
+                self._escape, self._is_first, self._escape_goes = 1, True, goes
+            return False
+        self._broken = not self._goes_on(letter)
+        return not self._broken
+
+    def _goes_on(self, letter: str) -> bool:
+        """Whether this can stand next outside of strings."""
+        if _BETWEEN.match(letter):
+            self._literal = ""
+            return True
+        self._literal += letter
+        if self._literal in _LITERALS:
+            return True
+        is_number = self._literal[0] in "-0123456789" and letter in _NUMBER
+        self._literal = "0"  # of a number, only that it is one
+        return is_number
 
 
 class PlainEscapes:
     """Escapes of printable ASCII as the characters that they stand for, so that `\\u0041` is read
-    as the letter. Quotes and backslashes stay as they are, and so does all that follows a broken
-    escape: it is no JSON, and must not become some.
+    as the letter. Quotes and backslashes stay as they are, and so does the escape right behind a
+    broken one: what is no JSON must not become some.
 
     `rest`: the beginning of an escape, which is not complete.
     """
 
     def __init__(self) -> None:
         self.rest = ""
-        self._broken = False
+        self._broken_before = False  # what is kept stands behind a broken escape
 
     def feed(self, text: str) -> str:
         """The same JSON, as far as it is certain."""
-        if self._broken or not (self.rest or "\\" in text):
+        if not (self.rest or "\\" in text):
             return text
-        written, self.rest, last = self.rest + text, "", 0
+        written, self.rest, last, read = self.rest + text, "", 0, 0
+        broken_to = 0 if self._broken_before else -1
         out: list[str] = []
         for found in _ESCAPE.finditer(written):
+            read = found.end()
             if found["broken"] is not None:
-                self._broken = True
-                return "".join([*out, written[last:]])
-            out += (written[last : found.start()], _plain(found.group()))
-            last = found.end()
-        begun = _BEGUN.search(written, last)
+                broken_to = read
+            elif found.start() != broken_to:
+                out += (written[last : found.start()], _plain(found.group()))
+                last = read
+        begun = _BEGUN.search(written, read)
         if begun is not None:
             self.rest = begun.group()
+            self._broken_before = begun.start() == broken_to
         return "".join([*out, written[last : len(written) - len(self.rest)]])
 
 

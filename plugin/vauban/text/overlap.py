@@ -70,3 +70,70 @@ class Overlap:
             return False
         known = bytes(map(self.words.__contains__, words))
         return _GROUP_KNOWN in known and not self.groups.isdisjoint(groups_of(words))
+
+
+class Follower:
+    """Follows what is said along the operator's texts.
+
+    `run`: so many words of them were said in a row.
+    """
+
+    def __init__(self, overlap: Overlap) -> None:
+        self.run = 0
+        self._overlap = overlap
+        self._said: list[tuple[str, int]] = []  # the last words of a group, and where they begin
+        self._run_from = self._run_to = 0
+
+    @property
+    def suspect(self) -> int | None:
+        """Where a run begins that may become a leak."""
+        return self._run_from if 0 < self.run < self._overlap.run_words else None
+
+    def unit(self, unit: str, start: int) -> list[tuple[int, int, bool]]:
+        """The next unit of the text, which begins at `start`; what leaks in it: from, to, and
+        whether a leak begins there."""
+        found = []
+        end = start + len(unit)
+        words, groups = self._overlap.words, self._overlap.groups
+        plain = unit.isascii() and unit.isalnum()
+        for word, at in [(unit.lower(), 0)] if plain else spans_of(unit):
+            if word not in words:
+                self.run, self._said = 0, []
+                continue
+            recent = [*self._said, (word, start + at)]
+            self._said = recent[1 - GROUP :]
+            if tuple(word for word, _ in recent) not in groups:
+                self.run = 0
+                continue
+            if not self.run:
+                self.run, self._run_from = GROUP - 1, recent[0][1]
+            self.run += 1
+            if self.run == self._overlap.run_words:
+                found.append((self._run_from, end, True))
+            elif self.run > self._overlap.run_words:
+                found.append((self._run_to, end, False))
+            self._run_to = end
+        return found
+
+    def stands_behind(self, other: Follower, text: str) -> None:
+        """What another has read, and this text, come before."""
+        self.run, self._said = other.run, other._said
+        self.unit(text, 0)
+        self._said = [(word, 0) for word, _ in self._said]
+        self._run_from = self._run_to = 0
+
+    def passes_over(self, text: str, start: int, first: int) -> list[tuple[str, int]] | None:
+        """What to `skip_to` where the text `text`, which begins at `start`, is passed over; None:
+        it may say the operator's words. Nothing that begins before `first` can be taken out."""
+        words = words_of(text)
+        if self._overlap.touches([word for word, _ in self._said] + words):
+            return None
+        last = max(0, first - start)
+        begins = [start + last + at for _, at in spans_of(text[last:])]
+        words = words[1 - GROUP :]
+        places = [*[0] * len(words), *begins][len(begins) :]
+        return [*self._said, *zip(words, places, strict=True)][1 - GROUP :]
+
+    def skip_to(self, said: list[tuple[str, int]]) -> None:
+        """See `passes_over`."""
+        self._said = said

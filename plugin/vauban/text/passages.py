@@ -28,6 +28,9 @@ JSON_UNIT: Final = re.compile(rf"{_WORD}|\\(?:u[0-9a-fA-F]{{4}}|[^u])|[^\x00-\x7
 MAX_MARKUP_CHARS: Final = 2_048
 """A tag, or the words of a picture, longer than that is taken to be none."""
 _MAX_SPAN_CHARS = 160
+MAX_HALF_CHARS: Final = 160
+_LAST_WORD = re.compile(rf"[{WORD_CHARS}]{{1,{MAX_HALF_CHARS}}}\Z")
+_FIRST_WORD = re.compile(rf"[{WORD_CHARS}]{{1,{MAX_HALF_CHARS}}}")
 
 _KEY_BLOCK = re.compile(r"-----BEGIN [A-Z0-9 ]{0,32}PRIVATE KEY(?: BLOCK)?-----")
 _KEY_LINE = re.compile(
@@ -42,6 +45,24 @@ _DEFINITION = re.compile(r"\]:\s{0,8}<?\Z")
 _RAW_TAGS = frozenset({"pre", "textarea", "xmp", "plaintext", "script", "style", "title"})
 
 
+def secret_across(before: str, after: str, least: int = 1) -> int | None:
+    """Where the word ends in which a credential ends that has begun in the text before; None: there
+    is none. Addresses with a password are not looked for: a port and a mail address look like one.
+
+    :param least: so many of its characters, at least, stand in each.
+    """
+    half, rest = _LAST_WORD.search(before), _FIRST_WORD.match(after)
+    if half is None or rest is None:
+        return None
+    word, middle = half.group() + rest.group(), len(half.group())
+    if "://" in word or secret_rules.plain_start(word, 0, middle) is not None:
+        return None
+    at = secret_rules.plain_start(word, 0, len(word))
+    if at is None or not least <= middle - at or rest.end() < least:
+        return None
+    return rest.end()
+
+
 @dataclass(frozen=True, slots=True)
 class Passage:
     """`counts`: it is a finding of its own, not more of one."""
@@ -54,6 +75,8 @@ class Passage:
 
 class Passages:
     """Keeps what earlier units mean for later ones.
+
+    `fence`: so many backticks fence the code block that has begun; 0: none has.
 
     :param hosts: where addresses may point to.
     :param markup: the text may be rendered.
@@ -70,7 +93,7 @@ class Passages:
         self._tag: str | None = None
         self._tag_from = 0
         self._html = self._raw_html = False
-        self._fence = 0
+        self.fence = 0
         self._info_line = self._closing = False
         self._span: tuple[int, int] | None = None
         self._span_broken = False
@@ -94,10 +117,11 @@ class Passages:
     @property
     def in_code(self) -> bool:
         """Inside a fenced block."""
-        return bool(self._fence) and not self._info_line
+        return bool(self.fence) and not self._info_line
 
-    def skip(self, text: str) -> None:
+    def skip(self, text: str, fence: int) -> None:
         """Pass over text in which nothing has to be read; see `quiet.py`."""
+        self.fence = fence
         if self._html and _BLANK_LINE.search("\n" + text if self._after_newline else text):
             self._html = False
         line = text.rpartition("\n")
@@ -135,7 +159,7 @@ class Passages:
             self._after_newline = self._after_newline and not text.strip(" \t\r")
             return
         if self._closing:
-            self._fence, self._closing = 0, False
+            self.fence, self._closing = 0, False
         self._info_line = False
         self._span_broken = self._span is not None
         if self._html and _BLANK_LINE.search("\n" + text if self._after_newline else text):
@@ -208,19 +232,19 @@ class Passages:
             self._tag = None
         elif b - a == 2:
             self._image = a
-        elif sign == "!" and self._tag_at == a and not self._fence:
+        elif sign == "!" and self._tag_at == a and not self.fence:
             self._html = self._raw_html = True
         self._tag_at = None
 
     def _ticks(self, buffer: str, a: int, number: int) -> None:
         at_line_start = a == 0 or buffer[a - 1] == "\n"
-        if self._fence:
+        if self.fence:
             if self._info_line:
-                self._fence, self._info_line = 0, False  # no fence has backticks behind it
+                self.fence, self._info_line = 0, False  # no fence has backticks behind it
             else:
-                self._closing = at_line_start and number >= self._fence
-        elif number >= 3 and at_line_start and not self._is_html:
-            self._fence, self._info_line = number, True
+                self._closing = at_line_start and number >= self.fence
+        elif number >= 3 and at_line_start and not self.is_html:
+            self.fence, self._info_line = number, True
         elif self._span is None:
             self._span, self._span_broken = (number, a), False
         elif self._span[0] == number:
@@ -228,8 +252,9 @@ class Passages:
             self._suspects.clear()
 
     @property
-    def _is_html(self) -> bool:
-        return self._html or self._raw_html
+    def is_html(self) -> bool:
+        """No code block can begin."""
+        return self._html or self._raw_html or not self._markup
 
     # -- words ---------------------------------------------------------------------------------
 
@@ -311,7 +336,7 @@ class Passages:
             self._tag is not None and not opens_tag and links.is_handler(word)
         ):
             passage = Passage("active", a, b)
-            if self._span is not None and not self._is_html:
+            if self._span is not None and not self.is_html:
                 self._suspects.append(passage)
             else:
                 yield passage

@@ -29,10 +29,11 @@ _SIGN = re.compile(
     rf"|(?P<span>(?<=`)[^`\n<!]{{1,{_MAX_SPAN_CHARS}}}`(?!`))|(?P<ticks>(?<=`)`{{0,63}})"
     r"|(?<=\]):\s{0,8}<?(?:[A-Za-z0-9+.\-]{1,16}:|//))"
 )
+_INFO_LINE = re.compile(r"[^`\n<>!\[\]]*\n")
+_FENCE_END = re.compile(r"[ \t\r]*\n")
 _DEFINITION_BEFORE = re.compile(r"\]:?\s{0,8}<?\Z")
 _RUNS = re.compile(r"(?i:script:|data:(?:text/html|image/svg|application/))")
 _LONG_WORD = re.compile(rf"{_WORD}{{{secret_rules.MIN_WORD_CHARS},}}|//")
-_DIGIT = re.compile(r"[0-9]")
 _REST_OF_WORD = re.compile(rf"{_WORD}*")
 _TRAILING = "".join(c for c in map(chr, range(33, 127)) if re.match(f"[{WORD_CHARS}`!<\\]]", c))
 _WORD_LETTERS = "".join(c for c in map(chr, range(33, 127)) if re.match(_WORD, c))
@@ -50,36 +51,56 @@ _SHORT_KEY = re.compile(secret_rules.SHORT_KEY.encode())
 _IN_LINKS = re.compile(rb"[%+@]")
 
 
-def first_notable(buffer: str, start: int, end: int, *, in_code: bool) -> int:
-    """Where the first sign in `buffer[start:end]` stands that has to be read; `end` if none has.
+def first_notable(
+    buffer: str, start: int, end: int, *, fence: int, in_html: bool
+) -> tuple[int, int]:
+    """Where the first sign in `buffer[start:end]` stands that has to be read (`end` if none has),
+    and the fence of the code block that it stands in.
 
     At `end` a word ends or begins, and `LOOK_AHEAD_CHARS` stand behind. A code span that goes over
     it has to be read.
 
-    :param in_code: inside a fenced block, where tags and short runs of backticks mean nothing.
+    :param fence: so many backticks fence the code block at `start`, where tags and short runs of
+        backticks mean nothing; 0: there is none.
+    :param in_html: no code block can begin.
     """
     if _DEFINITION_BEFORE.search(buffer, max(0, start - 12), start):
-        return start
+        return start, fence
     for found in _SIGN.finditer(buffer, start, end + LOOK_AHEAD_CHARS):
         at, after = found.span()
         if at >= end:
             break
         kind = found.lastgroup
         if kind == "span":
-            if (in_code or after <= end) and "]:" not in found.group():
+            if (fence or after <= end) and "]:" not in found.group():
                 continue
-        elif in_code and (kind == "tag" or (kind == "ticks" and after - at < 3)):
+        elif kind == "ticks" and after - at >= 3:
+            begins_line = at == 0 or buffer[at - 1] == "\n"
+            if fence and not (begins_line and after - at >= fence):
+                continue
+            if fence and _FENCE_END.match(buffer, after, end):
+                fence = 0
+                continue
+            if not (fence or in_html) and begins_line and _INFO_LINE.match(buffer, after, end):
+                fence = after - at
+                continue
+        elif fence and kind in ("tag", "ticks"):
             continue
-        return at
-    return end
+        return at, fence
+    return end, fence
 
 
 class NotableWords:
-    """The words of a text that have to be read, found block by block as the reader goes on."""
+    """The words of a text that have to be read, found block by block as the reader goes on.
 
-    def __init__(self) -> None:
+    :param counts_drawn: words that only look drawn are counted instead.
+    """
+
+    def __init__(self, *, counts_drawn: bool) -> None:
+        self._counts_drawn = counts_drawn
         self._known_to = 0
         self._places: deque[int] = deque()
+        self._drawn: deque[int] = deque()
         self._in_vain = 0
 
     def to_read(self, passed: int) -> int:
@@ -97,23 +118,43 @@ class NotableWords:
             if end == start:
                 return None
             self._known_to = base + end
-            self._places = deque(base + at for at in notable_words(buffer, start, end))
-        while self._places and self._places[0] < base + start:
-            self._places.popleft()
+            notable, drawn = notable_words(buffer, start, end, counts_drawn=self._counts_drawn)
+            self._places = deque(base + at for at in notable)
+            self._drawn = deque(base + at for at in drawn)
+        _drop(self._places, base + start)
+        _drop(self._drawn, base + start)
         return (self._places[0] if self._places else self._known_to) - base
 
+    def passed(self, place: int) -> int:
+        """How many words that are only counted stand before a place in the text, which was passed
+        over."""
+        return _drop(self._drawn, place)
 
-def notable_words(buffer: str, start: int, end: int) -> list[int]:
-    """Where the words of `buffer[start:end]` begin that have to be read, in order.
+
+def _drop(places: deque[int], upto: int) -> int:
+    dropped = 0
+    while places and places[0] < upto:
+        places.popleft()
+        dropped += 1
+    return dropped
+
+
+def notable_words(
+    buffer: str, start: int, end: int, *, counts_drawn: bool
+) -> tuple[list[int], list[int]]:
+    """Where the words of `buffer[start:end]` begin that have to be read, and those that only look
+    drawn and are to be counted, in order.
 
     No word goes over `start` or `end`, and none has `MAX_WORD_CHARS`.
     """
     text = buffer[start:end]
-    before = buffer[max(0, start - secret_rules.CONTEXT_CHARS) : end]
+    before = buffer[max(0, start - secret_rules.CONTEXT_CHARS) : end + 1]
     suspects = set(_suspects(text.encode("ascii", "replace")))
     if not before.isascii() and secret_rules.BEYOND_ASCII.search(before):
         suspects.update(found.start() for found in _LONG_WORD.finditer(text))
-    places = []
+    named = bool(suspects) and secret_rules.may_be_named(before)
+    notable: list[int] = []
+    drawn: list[int] = []
     last = 0
     for at in sorted(suspects):
         if at < last:
@@ -122,9 +163,17 @@ def notable_words(buffer: str, start: int, end: int) -> list[int]:
         found = _REST_OF_WORD.match(buffer, start + at, end)
         b = start + at if found is None else found.end()
         last = b - start
-        if not _is_plain(buffer, a, b):
-            places.append(a)
-    return places
+        if _may_be_more(buffer, a, b):
+            notable.append(a)
+            continue
+        word = buffer[a:b]
+        span = secret_rules.drawn_span(word) if "//" not in word else None
+        if span is not None:
+            only_counts = counts_drawn and ":" not in word
+            if only_counts and named:
+                only_counts = not secret_rules.is_named(buffer, a + span[0])
+            (drawn if only_counts else notable).append(a)
+    return notable, drawn
 
 
 def _suspects(raw: bytes) -> Iterator[int]:
@@ -150,18 +199,16 @@ def _suspects(raw: bytes) -> Iterator[int]:
             at = raw.find(b"://", at + 3)
 
 
-def _is_plain(buffer: str, a: int, b: int) -> bool:
-    """Whether no rule finds anything in a word, as far as it is quick to see."""
+def _may_be_more(buffer: str, a: int, b: int) -> bool:
+    """Whether a rule may find something in a word, but for its looking drawn."""
     word = buffer[a:b]
-    if "//" not in word and _DIGIT.search(word):
-        return False  # it may be drawn
-    if b - a >= MAX_WORD_CHARS or _RUNS.search(word):
-        return False
+    if b - a >= MAX_WORD_CHARS or (":" in word and _RUNS.search(word)):
+        return True
     if secret_rules.secret_start(buffer, a, b) is not None:
-        return False
+        return True
     if "-----" in word and "PRIVATE" in buffer[max(0, a - LOOK_BACK_CHARS) : b]:
-        return False
+        return True
     if "//" not in word:
-        return secret_rules.drawn_span(word) is None
+        return False
     at = links.address_start(word)
-    return at is None or "://" not in word or not links.carries_data(word[at:])
+    return at is not None and "://" in word and links.carries_data(word[at:])

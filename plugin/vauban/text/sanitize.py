@@ -7,8 +7,8 @@ only, never on how it was cut into pieces. Held back are the last `hold_back` ch
 that is not complete, and a run of the operator's words that may become a leak; all are bounded.
 
 Covers: credentials, also long ones (of a key block each line; of a word over `MAX_WORD_CHARS` the
-rest shares the fate of what came before); canaries; the operator's sentences; pictures and links to
-other hosts; markup that runs; control characters.
+rest shares what came before); canaries; the operator's sentences; pictures and links to other
+hosts; markup that runs; control characters.
 Does not cover: other things that the model was told to write in disguise.
 """
 
@@ -25,13 +25,22 @@ from vauban.text import canary, controls
 from vauban.text.canary import Listener
 from vauban.text.cuts import Cuts
 from vauban.text.json_strings import JsonStrings, PlainEscapes
-from vauban.text.overlap import GROUP, Overlap, spans_of, words_of
-from vauban.text.passages import JSON_UNIT, MAX_TICKS, MAX_WORD_CHARS, UNIT, Passage, Passages
+from vauban.text.overlap import Follower, Overlap
+from vauban.text.passages import (
+    JSON_UNIT,
+    MAX_HALF_CHARS,
+    MAX_TICKS,
+    MAX_WORD_CHARS,
+    UNIT,
+    Passage,
+    Passages,
+    secret_across,
+)
 from vauban.text.pii import Entity, Pii, PiiReader
 from vauban.text.quiet import LOOK_AHEAD_CHARS, NotableWords, first_notable
 
 BLOCK_CHARS: Final = 768
-_HISTORY_CHARS: Final = 160
+_HISTORY_CHARS: Final = MAX_HALF_CHARS
 _ENDING = ("stop", "hold")
 
 
@@ -105,7 +114,6 @@ class Stream:
         self.cuts = Cuts()
         self.released = 0
         self._rules = rules
-        self._follows = bool(rules.overlap)
         self._hold = rules.policy.hold_back
         self._json = json
         self._unit = JSON_UNIT if json else UNIT
@@ -115,16 +123,20 @@ class Stream:
         self._pii = PiiReader(rules.pii) if rules.pii is not None else None
         self._buffer = ""
         self._base = self._read_to = 0  # where in the channel the buffer begins
-        self._words = NotableWords()
+        self._words = NotableWords(counts_drawn=not rules.takes("entropy"))
         self._floor = 0  # retroactive cuts begin here at the earliest
-        self._said: list[tuple[str, int]] = []  # the last words of a group, and where they begin
-        self._run = 0
-        self._run_from = self._run_to = 0
+        self._follower = Follower(rules.overlap) if rules.overlap else None
         self._listener = Listener(rules.canaries, rules.canary_ends) if rules.canaries else None
+        self._before = ""  # the last words of what stands before
 
     @property
     def fed(self) -> int:
         return self._base + len(self._buffer)
+
+    @property
+    def taken(self) -> int:
+        """As `fed`, with the beginning of an escape, which is not read yet."""
+        return self.fed + (len(self._plain.rest) if self._plain is not None else 0)
 
     def feed(self, text: str) -> str:
         """Read on; returns what may go out now."""
@@ -138,7 +150,7 @@ class Stream:
             self._read(final=False)
             if self.stopped:
                 break
-        return self._release(self._read_to - self._hold)
+        return self._release(self._read_to - self._hold, final=False)
 
     def finish(self) -> str:
         """The rest, at the end of the channel."""
@@ -151,8 +163,19 @@ class Stream:
             self._identified(self._pii.close(self._buffer, self._base))
         for passage in self._passages.end():
             self._act(passage)
-        self._run = 0
-        return self._release(self.fed)
+        return self._release(self.fed, final=True)
+
+    def stands_behind(self, other: Stream | None) -> None:
+        """Another text is shown right before this one, which has not begun: canaries, credentials
+        and the operator's words that begin there may end here."""
+        if other is None:
+            return
+        unread = other._buffer[other._read_to - other._base :]
+        if self._listener is not None and other._listener is not None:
+            self._listener.stands_behind(other._listener, unread)
+        if self._follower is not None and other._follower is not None:
+            self._follower.stands_behind(other._follower, unread)
+        self._before = (other._before + other._buffer)[-MAX_HALF_CHARS:]
 
     def branch(self) -> Stream:
         """A reader of what is put behind this text, which has not been finished. It gives out
@@ -228,56 +251,61 @@ class Stream:
             end = self._words.next(buffer, self._base, start)
             if end is None:
                 return start, BLOCK_CHARS
-            stop = first_notable(buffer, start, end, in_code=self._passages.in_code)
-            if self._pii is not None:
-                stop = self._pii.first(buffer, start, stop)
-            text = buffer[start:stop]
-            to_read = self._words.to_read(len(text))
-            if not text:
+            at, pii = self._passages, self._pii
+            end = end if pii is None else pii.first(buffer, start, end)
+            stop, fence = first_notable(buffer, start, end, fence=at.fence, in_html=at.is_html)
+            to_read = self._words.to_read(stop - start)
+            if stop == start:
                 return start, to_read
+            text = buffer[start:stop]
             if not self._pass_over(text, start):
                 return start, min(len(text), BLOCK_CHARS)
-            self._passages.skip(text)
+            at.skip(text, fence)
             start = stop
+            if drawn := self._words.passed(self._base + start):
+                self._count("entropy", drawn)
             self._floor = max(self._floor, self._base + start - self._hold)
         return start, BLOCK_CHARS
 
     @property
     def _may_skip(self) -> bool:
         identifies = self._pii is not None and self._pii.open_from is not None
-        return not self._run and not identifies and self._passages.may_skip
+        follows = self._follower is not None and self._follower.run
+        if follows or identifies or (self._before and not self._read_to):
+            return False
+        return self._passages.may_skip
 
     def _pass_over(self, text: str, start: int) -> bool:
         """Whether neither a canary nor the operator's words are in a text, which then is read."""
-        said = self._said
-        if self._follows:
-            words = words_of(text)
-            if self._rules.overlap.touches([word for word, _ in self._said] + words):
+        said = None
+        if self._follower is not None:
+            at = self._base + start
+            said = self._follower.passes_over(text, at, at + len(text) - self._hold)
+            if said is None:
                 return False
-            # Nothing that begins before the last `hold_back` characters can be taken out.
-            first = max(0, len(text) - self._hold)
-            begins = [self._base + start + first + at for _, at in spans_of(text[first:])]
-            words = words[1 - GROUP :]
-            places = [*[0] * len(words), *begins][len(begins) :]
-            said = [*said, *zip(words, places, strict=True)][1 - GROUP :]
         if self._listener is not None and not self._listener.passes_over(text):
             return False
-        self._said = said
+        if said is not None and self._follower is not None:
+            self._follower.skip_to(said)
         return True
 
     def _step(self, buffer: str, a: int, b: int, *, is_word: bool) -> None:
         start = self._base + a
-        floor = start - self._hold
-        if floor > self._floor:
-            self._floor = max(self._floor, self._open(floor))
+        if start - self._hold > self._floor:
+            self._floor = max(self._floor, self._open(start - self._hold))
         if self._pii is not None:
             self._identified(self._pii.unit(buffer, self._base, a, b, is_word=is_word))
+        if not start and self._before and (end := secret_across(self._before, buffer[:b])):
+            self._act(Passage("secrets", a, end))
         for passage in self._passages.unit(buffer, a, b, is_word=is_word):
             self._act(passage)
         if self._json and not is_word and controls.JSON_CONTROL.fullmatch(buffer, a, b):
             self._act(Passage("control", a, b))
-        if self._follows and not self.stopped:
-            self._follow(buffer[a:b], start, start + b - a)
+        if self._follower is not None and not self.stopped:
+            for first, end, begins in self._follower.unit(buffer[a:b], start):
+                if begins:
+                    self._count("prompt", 1)
+                self._take("prompt", first, end)
         if is_word and self._listener is not None and not self.stopped:
             heard = self._listener.hears(buffer, a, b)
             if heard is not None:
@@ -285,8 +313,9 @@ class Stream:
 
     def _open(self, otherwise: int) -> int:
         """Where what is held for another reason than `hold_back` begins."""
-        if self._run and not self._leaking and self._rules.takes("prompt"):
-            otherwise = min(otherwise, self._run_from)
+        if self._follower is not None and self._rules.takes("prompt"):
+            run_from = self._follower.suspect
+            otherwise = otherwise if run_from is None else min(otherwise, run_from)
         if self._pii is not None and self._pii.open_from is not None:
             otherwise = min(otherwise, self._pii.open_from)
         suspect = self._passages.suspect
@@ -299,34 +328,6 @@ class Stream:
             self._count("pii", 1)
             mark = self._rules.pii.mark(one.kind, self._text(one.start, one.end))
             self._take("pii", one.start, one.end, mark)
-
-    # -- the operator's sentences ----------------------------------------------------------------
-
-    @property
-    def _leaking(self) -> bool:
-        return self._run >= self._rules.overlap.run_words
-
-    def _follow(self, unit: str, start: int, end: int) -> None:
-        overlap = self._rules.overlap
-        plain = unit.isascii() and unit.isalnum()
-        for word, at in [(unit.lower(), 0)] if plain else spans_of(unit):
-            if word not in overlap.words:
-                self._run, self._said = 0, []
-                continue
-            recent = [*self._said, (word, start + at)]
-            self._said = recent[1 - GROUP :]
-            if tuple(word for word, _ in recent) not in overlap.groups:
-                self._run = 0
-                continue
-            if not self._run:
-                self._run, self._run_from = GROUP - 1, recent[0][1]
-            self._run += 1
-            if self._run == overlap.run_words:
-                self._count("prompt", 1)
-                self._take("prompt", self._run_from, end)
-            elif self._leaking:
-                self._take("prompt", self._run_to, end)
-            self._run_to = end
 
     # -- what to do ------------------------------------------------------------------------------
 
@@ -349,18 +350,17 @@ class Stream:
         if self._rules.actions[detector] in _ENDING:
             self._halt(detector, start)
             return
-        if start >= end:
-            return
-        mark = self._rules.mark(detector) if mark is None else mark
-        self.cuts.add(start, end, detector, mark)
+        if start < end:
+            mark = self._rules.mark(detector) if mark is None else mark
+            self.cuts.add(start, end, detector, mark)
 
     def _halt(self, detector: str, at: int) -> None:
         self.stopped = True
         self.held = self._rules.actions[detector] == "hold"
         self._read_to = at
 
-    def _release(self, upto: int) -> str:
-        upto = self._read_to if self.stopped else self._open(upto)
+    def _release(self, upto: int, *, final: bool) -> str:
+        upto = self._read_to if self.stopped else upto if final else self._open(upto)
         if upto <= self.released:
             return ""
         out: list[str] = []

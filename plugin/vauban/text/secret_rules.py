@@ -22,22 +22,41 @@ CONTEXT_CHARS: Final = 80
 MIN_WORD_CHARS: Final = 16
 """No rule matches less, and no drawn word of less could be told from an ordinary one."""
 
-_PLUGINS: Final = (
-    "artifactory", "aws", "azure_storage_key", "basic_auth", "cloudant", "discord",
-    "github_token", "gitlab_token", "ibm_cloud_iam", "ibm_cos_hmac", "jwt", "mailchimp", "npm",
-    "openai", "pypi_token", "sendgrid", "slack", "softlayer", "square_oauth", "stripe",
-    "telegram_token", "twilio",
-)  # fmt: skip
+# Rules by plugin; one of these stands in whatever those of them can match that heed case.
+_PLUGINS: Final = {
+    "artifactory": ("AKC", "AP"),
+    "aws": ("A3T", "ABIA", "ACCA", "AKIA", "ASIA"),
+    "azure_storage_key": ("AccountKey=",),
+    "basic_auth": ("@",),
+    "cloudant": (),
+    "discord": (".",),
+    "github_token": ("gh",),
+    "gitlab_token": ("gl", "GR1348941"),
+    "ibm_cloud_iam": (),
+    "ibm_cos_hmac": (),
+    "jwt": ("eyJ",),
+    "mailchimp": ("-us",),
+    "npm": (":_authToken=",),
+    "openai": ("T3BlbkFJ",),
+    "pypi_token": ("pypi-Ag",),
+    "sendgrid": ("SG.",),
+    "slack": (),
+    "softlayer": (),
+    "square_oauth": ("sq0csp-",),
+    "stripe": ("k_live_",),
+    "telegram_token": (":",),
+    "twilio": ("AC", "SK"),
+}
 # Younger than the rule set: keys of model providers, and tokens with a longer form.
-_YOUNGER: Final = (
-    r"sk-(?:proj|svcacct|admin|ant-[a-z0-9]+)-[\w-]{20,}",
-    r"github_pat_\w{22,}",
-    r"hf_[A-Za-z0-9]{30,}",
-    r"AIza[\w-]{35}",
-    r"xapp-\d-[A-Z0-9]+-\d+-[a-z0-9]+",
-    r"npm_[A-Za-z0-9]{36}",
-    r"vbn_[a-z0-9]{12}_[\w-]{30,}",
-)
+_YOUNGER: Final = {
+    r"sk-(?:proj|svcacct|admin|ant-[a-z0-9]+)-[\w-]{20,}": "sk-",
+    r"github_pat_\w{22,}": "github_pat_",
+    r"hf_[A-Za-z0-9]{30,}": "hf_",
+    r"AIza[\w-]{35}": "AIza",
+    r"xapp-\d-[A-Z0-9]+-\d+-[a-z0-9]+": "xapp-",
+    r"npm_[A-Za-z0-9]{36}": "npm_",
+    r"vbn_[a-z0-9]{12}_[\w-]{30,}": "vbn_",
+}
 BEYOND_ASCII: Final = re.compile("(?i)xox|slack|cloudant|[\u0130\u0131\u017f\u212a]")
 """Beside letters that are not ASCII this may make a rule heed a word that has nothing else."""
 RUN_CHARS: Final = r"[A-Za-z0-9+/_=-]"
@@ -47,13 +66,7 @@ follows."""
 SHORT_MARKS: Final = ("eyJ", "xox", "hooks.slack", ":_authToken=", "xapp-")
 SHORT_KEY: Final = r"A(?:KC|P[0-9A-F])[A-Za-z0-9]{8}"
 """Also heeded is an address with a password (`://`, and `@` behind it)."""
-# One of these stands in whatever the rules that heed case can match.
-_MARKS: Final = (
-    "AKC", "AP", "A3T", "ABIA", "ACCA", "AKIA", "ASIA", "AccountKey=", "@", ".", "gh", "gl",
-    "GR1348941", "-us", ":", "T3BlbkFJ", "pypi-", "sq0csp-", "k_live_", "AC", "SK", "sk-", "_pat_",
-    "hf_", "AIza", "xapp-", "npm_", "vbn_",
-)  # fmt: skip
-# And in whatever the others can.
+# One of these stands in whatever the other rules can match.
 _NAMES: Final = ("key", "pwd", "pw", "pass", "token", "xox", "slack", "cloudant", "softlayer")
 # Between a name and its value, if it is not one of the other kinds.
 _ASSIGNED = re.compile(
@@ -68,8 +81,11 @@ _SECRET_NAMES: Final = (
 )  # fmt: skip
 _DRAWN = re.compile(rf"{RUN_CHARS}{{{MIN_RUN_CHARS},}}")
 _HEX = re.compile(r"[0-9a-fA-F]+")
-_NO_DIGITS = dict.fromkeys(map(ord, "0123456789"))
+_DIGITS = b"0123456789"
 _MIN_NAMED_CHARS = 24
+# What the rules that do not heed case take for a value, but for those of Slack's.
+_NAMED_VALUE = re.compile(r"[A-Za-z]{24}|[A-Za-z0-9/+_-]{40}")
+_VALUE_LETTER = re.compile(r"[A-Za-z0-9/+_-]")
 _MIN_BITS = 3.6
 _MIN_HEX_BITS = 3.0
 _MIN_HEX_CHARS = 32
@@ -77,17 +93,25 @@ _MARGIN_BITS = 1e-6
 
 
 @cache
-def _rules() -> tuple[re.Pattern[str], ...]:
-    """The rules in two patterns: those that heed case, which read one character before the word,
-    and the others, which read all of the context."""
-    heeding: list[str] = list(_YOUNGER)
-    others: list[str] = []
-    for name in _PLUGINS:
-        module = importlib.import_module(f"detect_secrets.plugins.{name}")
-        for rule in _denylist(module):
-            pattern = re.sub(r"\((?![?*])", "(?:", rule.pattern) if _plain(rule) else rule.pattern
-            (others if rule.flags & re.IGNORECASE else heeding).append(f"(?:{pattern})")
-    return re.compile("|".join(heeding)), re.compile("|".join(others), re.IGNORECASE)
+def _heeding() -> tuple[re.Pattern[str], tuple[tuple[str, re.Pattern[str]], ...]]:
+    """Finds the marks of the rules that heed case, and each mark with its rules."""
+    marked = [(mark, re.compile(rule)) for rule, mark in _YOUNGER.items()]
+    for name, marks in _PLUGINS.items():
+        if heeding := [rule.pattern for rule in _denylist(name) if not rule.flags & re.IGNORECASE]:
+            joined = re.compile("|".join(f"(?:{pattern})" for pattern in heeding))
+            marked += [(mark, joined) for mark in marks]
+    return re.compile("|".join(re.escape(mark) for mark, _ in marked)), tuple(marked)
+
+
+@cache
+def _others() -> re.Pattern[str]:
+    """The rules that do not heed case."""
+    rules = [rule for name in _PLUGINS for rule in _denylist(name) if rule.flags & re.IGNORECASE]
+    patterns = [
+        re.sub(r"\((?![?*])", "(?:", rule.pattern) if _plain(rule) else rule.pattern
+        for rule in rules
+    ]
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
 
 
 def _plain(rule: re.Pattern[str]) -> bool:
@@ -95,9 +119,10 @@ def _plain(rule: re.Pattern[str]) -> bool:
     return rule.pattern.count("(") == len(re.findall(r"(?<![\\\[])\(", rule.pattern))
 
 
-def _denylist(module: object) -> Iterator[re.Pattern[str]]:
+def _denylist(name: str) -> Iterator[re.Pattern[str]]:
+    module = importlib.import_module(f"detect_secrets.plugins.{name}")
     for found in vars(module).values():
-        if isinstance(found, type) and found.__module__ == getattr(module, "__name__", ""):
+        if isinstance(found, type) and found.__module__ == module.__name__:
             rules = getattr(found, "denylist", ())
             yield from rules if isinstance(rules, (list, tuple)) else ()
 
@@ -114,23 +139,40 @@ def secret_start(text: str, start: int, end: int) -> int | None:
 def plain_start(text: str, start: int, end: int) -> int | None:
     """The same by the rules that read only one character before the word."""
     first = max(0, start - 1)
+    any_mark, marked = _heeding()
+    if any_mark.search(text, first, end + 1) is None:
+        return None
     near = text[first : end + 1]
-    for mark in _MARKS:
+    best = None
+    for mark, rule in marked:
         if mark in near:
-            return _found(_rules()[0], text, first, start, end)
-    return None
+            at = _found(rule, text, first, start, end)
+            if at is not None and (best is None or at < best):
+                best = at
+    return best
 
 
 def named_start(text: str, start: int, end: int) -> int | None:
     """The same by the rules that read what stands before the word."""
     first = max(0, start - CONTEXT_CHARS)
-    low = text[first:end].lower()
-    if end - start < _MIN_NAMED_CHARS and "xox" not in low and low.isascii():
-        return None
+    near = text[first:end]
+    low = near.lower()
+    if "xox" not in low and low.isascii():
+        if end - start < _MIN_NAMED_CHARS:
+            return None
+        if "slack" not in low and near.isascii() and not _may_hold_value(text, start, end):
+            return None
     for name in _NAMES:
         if name in low and _ASSIGNED.search(text, first, end):
-            return _found(_rules()[1], text, first, start, end)
+            return _found(_others(), text, first, start, end)
     return None
+
+
+def _may_hold_value(text: str, start: int, end: int) -> bool:
+    """Whether a word is long enough for a value, or goes on with one that was cut."""
+    if _NAMED_VALUE.search(text, start, end) is not None:
+        return True
+    return start > 0 and _VALUE_LETTER.match(text, start - 1, start) is not None
 
 
 def _found(rule: re.Pattern[str], text: str, first: int, start: int, end: int) -> int | None:
@@ -144,10 +186,13 @@ def is_named(text: str, start: int) -> bool:
     """Whether what stands before a word says that a credential follows, or the word is an
     assignment to such a name."""
     before = text[max(0, start - CONTEXT_CHARS) : start]
-    low = before.lower()
-    if before.isascii() and not any(name in low for name in _SECRET_NAMES):
-        return False
-    return _NAMED.search(before) is not None
+    return may_be_named(before) and _NAMED.search(before) is not None
+
+
+def may_be_named(text: str) -> bool:
+    """Whether a text may hold such a name at all."""
+    low = text.lower()
+    return not text.isascii() or any(name in low for name in _SECRET_NAMES)
 
 
 def drawn_span(word: str) -> tuple[int, int] | None:
@@ -158,7 +203,7 @@ def drawn_span(word: str) -> tuple[int, int] | None:
             random = len(piece) >= _MIN_HEX_CHARS and _has_bits(piece, _MIN_HEX_BITS)
         else:
             # Paths and hyphenated names are long, too, but hold few digits.
-            digits = len(piece) - len(piece.translate(_NO_DIGITS))
+            digits = len(piece) - len(piece.encode().translate(None, _DIGITS))
             random = digits * 20 >= len(piece) and _has_bits(piece, _MIN_BITS)
         if random:
             return found.span()
@@ -171,13 +216,19 @@ def _has_bits(text: str, least: float) -> bool:
     Mostly the number of different characters tells: it has most where all are equally frequent,
     and least where all but one stand once.
     """
-    size, kinds = len(text), len(set(text))
+    certain = _certain(len(text), len(set(text)), least)
+    return _bits(text) >= least if certain is None else certain
+
+
+@lru_cache(maxsize=4_096)
+def _certain(size: int, kinds: int, least: float) -> bool | None:
+    """What is certain without counting the characters."""
     if math.log2(max(kinds, 1)) < least - _MARGIN_BITS:
         return False
     others = size - kinds + 1
     if size and math.log2(size) - _n_log_n(others) / size > least + _MARGIN_BITS:
         return True
-    return _bits(text) >= least
+    return None
 
 
 def _bits(text: str) -> float:

@@ -11,25 +11,33 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Final
 
+from vauban.text.passages import MAX_HALF_CHARS, secret_across
 from vauban.text.sanitize import Sanitizer, Stream
+
+_MIN_HALF_CHARS: Final = 4
+"""A name of a country before a checksum is no key."""
 
 
 class Series:
-    """Such texts. One is open at a time; a second one is read by itself.
-
-    `cut`: each text of which something was taken out because of those before, and what is left.
-    """
+    """Such texts. One is open at a time; a second one is read by itself."""
 
     def __init__(self, rules: Sanitizer) -> None:
-        self.cut: dict[str, str] = {}
         self._rules = rules
         self._before: Stream | None = None
+        self._before_last: Stream | None = None
 
     def begin(self) -> Stream:
         """The reader of the next text."""
         before, self._before = self._before, None
+        self._before_last = None if before is None else before.branch()
         return self._rules.stream() if before is None else Sequel(self._rules, before)
+
+    def again(self) -> Stream:
+        """A reader of the last text that was begun, should it be said once more, and otherwise."""
+        before = self._before_last
+        return self._rules.stream() if before is None else Sequel(self._rules, before.branch())
 
     def end(self, stream: Stream) -> str:
         """The rest of a text, whose reader this is."""
@@ -38,8 +46,6 @@ class Series:
             return stream.finish()
         rest = stream.finish()
         self._before = stream.branch()
-        if stream.is_cut:
-            self.cut["".join(stream.fed_pieces)] = "".join(stream.let_out) + rest
         return rest
 
 
@@ -51,22 +57,14 @@ class Sequel(Stream):
 
     def __init__(self, rules: Sanitizer, before: Stream) -> None:
         super().__init__(rules, json=False, markup=True)
-        self.fed_pieces: list[str] = []
-        self.let_out: list[str] = []
         self._together = self._next = before
-
-    @property
-    def is_cut(self) -> bool:
-        return bool(self._together.cuts)
 
     def feed(self, text: str) -> str:
         """See `Stream.feed`."""
-        self.fed_pieces.append(text)
         said = self._together.feed(super().feed(text))
         if self.stopped:
             said += self._together.finish()
         self._note()
-        self.let_out.append(said)
         return said
 
     def finish(self) -> str:
@@ -90,7 +88,13 @@ class Sequel(Stream):
 
 def leaks_jointly(rules: Sanitizer, texts: Sequence[str]) -> bool:
     """Whether texts that somebody could put together say a canary or the operator's sentences, as
-    far as these rules take them out."""
+    far as these rules take them out, or a credential of which at least `_MIN_HALF_CHARS` stand on
+    each side of where two of them meet."""
+    before = ""
+    for text in texts if rules.takes("secrets") else ():
+        if secret_across(before, text, _MIN_HALF_CHARS) is not None:
+            return True
+        before = (before + text)[-MAX_HALF_CHARS:]
     if not (rules.canaries or rules.overlap):
         return False
     strict = copy.copy(rules)

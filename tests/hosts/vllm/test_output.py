@@ -144,6 +144,53 @@ def test_reasoning_is_one_text_whatever_comes_between(
 
 
 @sizes
+@pytest.mark.parametrize(
+    ("first", "second", "wanted"),
+    [
+        (f"It is {KEY[:9]}", f"{KEY[9:]} and more.", "[redacted: secrets] and more."),
+        (f"It is {CANARY[:8]}", f" {CANARY[8:]}, so.", "[redacted: canary], so."),
+        (f"{CANARY[::-1][:9]}.", f"{CANARY[::-1][9:]}", "[redacted: canary]"),
+        (f"See: {PROMPT[:52]}", f"{PROMPT[52:]} So.", "[redacted: prompt] So."),
+        (f"It is {KEY} ", "and more.", "and more."),
+        (KEY, "AND more.", "AND more."),
+    ],
+)
+def test_what_begins_in_the_reasoning_does_not_end_in_the_answer(
+    size: int, first: str, second: str, wanted: str
+) -> None:
+    steps = [chunk(reasoning=p) for p in pieces(first, size)]
+    for piece in pieces(second, size):
+        event = chunk(content=piece)
+        event["choices"][0]["logprobs"] = {"content": [{"token": c} for c in piece]}
+        steps.append(event)
+    others = rules(canary="redact", prompt_words=12)
+    out = run(output_editor(others, Shape.CHAT), [*steps, chunk(finish="stop")])
+    assert put_together(out)["content"] == wanted
+    told = [e["choices"][0].get("logprobs") for e in out]
+    spelt = "".join(one["token"] for part in told if part for one in part["content"])
+    assert spelt == second if wanted == second else spelt in wanted
+    whole = {"choices": [{"message": {"reasoning": first, "content": second}}]}
+    output_editor(others, Shape.CHAT).body(whole)
+    assert whole["choices"][0]["message"]["content"] == wanted
+
+    def items_of(text: str, kind: str) -> list[dict[str, Any]]:
+        at = {"item_id": kind, "output_index": len(kind), "content_index": 0}
+        part = {"type": kind, "text": text}
+        kind = f"response.{kind}"
+        deltas = [{"type": f"{kind}.delta", **at, "delta": p} for p in pieces(text, size)]
+        return [*deltas, {"type": f"{kind}.done", **at, "text": text},
+                {"type": "response.output_item.done", "item": {"content": [part]}}]  # fmt: skip
+
+    steps = [*items_of(first, "reasoning_text"), *items_of(second, "output_text")]
+    *_, done, item = run(output_editor(others, Shape.RESPONSES), steps)
+    assert done["text"] == item["item"]["content"][0]["text"] == wanted
+    kinds = ("thinking", "text")
+    blocks = [(f"{kind}_delta", kind, t) for kind, t in zip(kinds, (first, second), strict=True)]
+    out = run(output_editor(others, Shape.ANTHROPIC), messages(blocks, size))
+    assert "".join(e["delta"]["text"] for e in out if "text" in e.get("delta", {})) == wanted
+
+
+@sizes
 def test_choices_are_kept_apart(size: int) -> None:
     a, b = pieces(TEXT, size), pieces("Nothing to see in the second one, really.", size)
     events = []
@@ -193,6 +240,21 @@ def test_logprobs_do_not_spell_what_was_taken_out(size: int) -> None:
     if size == 1:
         assert spelt.startswith("The first answer is , see ")
         assert spelt.endswith(") and that was all of it.")
+
+
+def test_logprobs_of_half_an_escape_wait_for_the_rest() -> None:
+    text = "".join(f"\\u{ord(c):04x}" for c in KEY)
+    events = []
+    for piece in ["\\u004", "1", *pieces(text[6:], 3), " and more words" * 20]:
+        event = chunk(**call(0, piece))
+        entries = [{"token": piece, "logprob": -1.0}]
+        event["choices"][0]["logprobs"] = {"content": entries}
+        events.append(event)
+    events.append(chunk(finish="tool_calls"))
+    out = run(output_editor(rules(), Shape.CHAT), events)
+    told = [e["choices"][0]["logprobs"]["content"] for e in out if e["choices"][0].get("logprobs")]
+    tokens = [entry["token"] for entries in told for entry in entries]
+    assert tokens == [" and more words" * 20]
 
 
 @sizes
@@ -382,6 +444,43 @@ def test_the_last_event_is_read_anew() -> None:
     out = run(output_editor(rules(), Shape.RESPONSES), [*steps, done])
     found = [item["content"][0]["text"] for item in out[-1]["response"]["output"][::2]]
     assert found == [WITHOUT[0], f"{WITHOUT[1]}\n", WITHOUT[2]]
+
+
+@sizes
+@pytest.mark.parametrize("end", ["\n", " Indeed."])
+def test_a_text_that_is_said_otherwise_when_it_is_done(size: int, end: str) -> None:
+    """It is read as what stands behind the items before, as its pieces were."""
+    steps = items(HALVES, size)
+    for step in steps[:-1]:
+        for holder in (step, step.get("part"), *step.get("item", {}).get("content", ())):
+            if isinstance(holder, dict) and str(holder.get("text")) in HALVES:
+                holder["text"] += end
+    out = run(output_editor(rules(), Shape.RESPONSES), steps)
+    assert KEY[9:] not in json.dumps(out)
+    done = [e["item"]["content"][0]["text"] for e in out if "content" in e.get("item", {})]
+    assert done == [f"{text}{end}" for text in WITHOUT]
+
+
+@pytest.mark.parametrize("action", ["stop", "hold"])
+@pytest.mark.parametrize("place", ["item", "part", "response", "call", "search"])
+def test_what_no_piece_has_said_ends_the_answer(place: str, action: str) -> None:
+    item: dict[str, Any] = {"type": "message", "content": [{"type": "output_text", "text": ENDING}]}
+    if place == "call":
+        item = {"type": "function_call", "arguments": json.dumps({"a": ENDING})}
+    if place == "search":
+        item = {"type": "web_search_call", "action": {"type": "search", "query": ENDING}}
+    step: dict[str, Any] = {"type": "response.output_item.done", "item": item}
+    if place == "part":
+        step = {"type": "response.content_part.done", "part": item["content"][0]}
+    if place == "response":
+        step = {"type": "response.completed", "response": {"id": "r", "output": [item]}}
+    editor = output_editor(rules(canary=action), Shape.RESPONSES)
+    out = run(editor, [{"type": "response.created", "response": {"id": "r", "output": []}}, step])
+    assert editor.stopped
+    assert editor.held == (action == "hold")
+    assert CANARY not in json.dumps(out)
+    assert editor.findings == {("canary", action): 1}
+    assert action == "hold" or out[-1]["type"] == "response.incomplete"
 
 
 def test_a_secret_in_two_items_of_a_whole_answer() -> None:

@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 
 from vauban.errors import UnreadableAnswer
 from vauban.hosts.vllm.answers import Answer
-from vauban.hosts.vllm.output import Key
+from vauban.hosts.vllm.output_channels import Key
 from vauban.hosts.vllm.output_events import OutputEditor
 from vauban.hosts.vllm.rewrite import Editor, Event, LastEditor, Rewriter
 from vauban.hosts.vllm.tool_gate import Outcome, ToolGate, Turn

@@ -3,10 +3,10 @@ streamed.
 
 A channel is what a client puts together into one text: the content, the reasoning, the arguments
 of one tool call. Each has a reader of its own (`text/sanitize.py`); the texts of several items or
-blocks are read together besides (`text/sequel.py`). What is held back of a channel comes
-out with a later event, at the latest with the one that ends the channel. Token ids and
-log-probabilities spell the text too, so they come out with the text that they belong to, or not at
-all when something was taken out of it.
+blocks are read together besides (`text/sequel.py`), and what begins at the end of a channel may not
+end in the next one. What is held back of a channel comes out with a later event, at the latest with
+the one that ends the channel. Token ids and log-probabilities spell the text too, so they come out
+with the text that they belong to, or not at all when something was taken out of it.
 
 Does not cover: answers of token ids without text (`/inference/v1/generate` in its default mode);
 what the arguments of one call say before and after something else, read as one text.
@@ -20,9 +20,10 @@ from typing import Any, Final, Protocol
 
 from vauban.errors import MalformedRequest
 from vauban.hosts.vllm.answers import CONTENT_FILTER
+from vauban.hosts.vllm.output_channels import Channels, Key
 from vauban.hosts.vllm.rewrite import Event
 from vauban.text.sanitize import Sanitizer, Stream
-from vauban.text.sequel import Sequel, Series
+from vauban.text.sequel import Sequel
 
 _TEXTS: Final = ("reasoning", "reasoning_content", "content", "refusal", "text")
 _TEXT_NAMES: Final = frozenset(_TEXTS)
@@ -31,8 +32,6 @@ _ATTACHED: Final = ("logprobs", "token_ids")
 _RESUMED: Final = ("content", "refusal", "text")
 """Channels that may go on after another one: text on both sides of a tool call, for instance."""
 _DONE: Final = b"data: [DONE]\n\n"
-
-Key = tuple[Any, ...]
 
 
 class Told(Protocol):
@@ -45,87 +44,6 @@ class Told(Protocol):
     def approval(self) -> dict[str, Any] | None: ...
 
 
-class Channels:
-    """The readers of one answer, and what all of them found.
-
-    `said`: where it is not None, what has come out of each channel is collected there.
-    """
-
-    def __init__(self, rules: Sanitizer) -> None:
-        self.rules = rules
-        self.findings: Counter[tuple[str, str]] = Counter()
-        self.said: dict[Key, list[str]] | None = None
-        self._open: dict[Key, Stream] = {}
-        self._series: dict[str, Series] = {}
-        self._series_of: dict[Key, Series] = {}
-        self._cleaned: dict[tuple[str, bool], str] = {}
-
-    def feed(
-        self, key: Key, text: str, *, json: bool = False, series: str | None = None
-    ) -> tuple[str, Stream]:
-        """
-        :param series: programs put the channel behind the last one of the same series.
-        """
-        stream = self._open.get(key)
-        if stream is None and series is not None:
-            self._series_of[key] = self._one_of(series)
-            stream = self._open[key] = self._series_of[key].begin()
-        elif stream is None:
-            stream = self._open[key] = self.rules.stream(json=json)
-        return self._heard(key, stream.feed(text)), stream
-
-    def _one_of(self, series: str) -> Series:
-        return self._series.setdefault(series, Series(self.rules))
-
-    def reader(self, key: Key) -> Stream | None:
-        """That of a channel which has begun and not ended."""
-        return self._open.get(key)
-
-    def of_choice(self, index: int) -> list[Key]:
-        """The channels of a choice that have not ended, in the order in which they began."""
-        return [key for key in self._open if key[0] == index]
-
-    def close(self, key: Key) -> tuple[str, Stream | None]:
-        """What is left of a channel that has ended, and its reader."""
-        stream = self._open.pop(key, None)
-        if stream is None:
-            return "", None
-        series = self._series_of.pop(key, None)
-        rest = stream.finish() if series is None else series.end(stream)
-        self.findings.update(stream.findings)
-        return self._heard(key, rest), stream
-
-    def close_all(self) -> None:
-        """Nothing more is read; what is held is dropped."""
-        for stream in self._open.values():
-            self.findings.update(stream.findings)
-        self._open.clear()
-
-    def whole(
-        self, text: str, *, json: bool = False, series: str | None = None
-    ) -> tuple[str, Stream]:
-        """See `feed`."""
-        key = ("whole", len(self.said or ()))
-        cleaned, stream = self.feed(key, text, json=json, series=series)
-        return cleaned + self.close(key)[0], stream
-
-    def _heard(self, key: Key, text: str) -> str:
-        if self.said is not None and text:
-            self.said.setdefault(key, []).append(text)
-        return text
-
-    def repeated(self, text: str, *, json: bool = False) -> str:
-        """A text that was read before, piece by piece, and now comes whole."""
-        for series in self._series.values():
-            if text in series.cut:
-                return series.cut[text]
-        if (text, json) not in self._cleaned:
-            if len(self._cleaned) >= 8:
-                self._cleaned.clear()
-            self._cleaned[text, json] = self.rules.whole(text, json=json)[0]
-        return self._cleaned[text, json]
-
-
 class ProtocolEditor:
     """What the editors of all protocols have in common.
 
@@ -133,16 +51,16 @@ class ProtocolEditor:
     answer; then `event` gives no end, and whoever keeps the answer asks for one by `closing`.
     """
 
-    def __init__(self, rules: Sanitizer) -> None:
+    def __init__(self, rules: Sanitizer, *, repeats: bool = False) -> None:
         self.stopped = self.held = False
-        self.channels = Channels(rules)
+        self.channels = Channels(rules, repeats=repeats)
 
     @property
     def findings(self) -> Counter[tuple[str, str]]:
         self.channels.close_all()
         return self.channels.findings
 
-    def ended_by(self, stream: Stream | None) -> bool:
+    def ended_by(self, stream: Stream | ProtocolEditor | None) -> bool:
         """Note whether this reader has ended the answer."""
         if stream is not None and stream.stopped:
             self.stopped, self.held = True, self.held or stream.held
@@ -171,8 +89,8 @@ class ChoicesEditor(ProtocolEditor):
     def body(self, payload: Any) -> bool:
         choices = payload.get("choices") if isinstance(payload, dict) else None
         changed = False
-        for choice in choices if isinstance(choices, list) else ():
-            changed = self._whole(choice) or changed
+        for index, choice in enumerate(choices if isinstance(choices, list) else ()):
+            changed = self._whole(index, choice) or changed
         return changed
 
     def event(self, event: Event) -> Iterable[Event]:
@@ -226,13 +144,13 @@ class ChoicesEditor(ProtocolEditor):
         else:
             _tell(choice, told, "text")
 
-    def _whole(self, choice: dict[str, Any]) -> bool:
+    def _whole(self, index: int, choice: dict[str, Any]) -> bool:
         stopped = cut = changed = False
         for holder, name, json in _texts_of(choice.get("message"), choice):
             if stopped:
                 holder[name] = "{}" if json else ""
                 continue
-            cleaned, stream = self.channels.whole(holder[name], json=json)
+            cleaned, stream = self.channels.whole(holder[name], json=json, turn=index)
             changed = changed or cleaned != holder[name]
             holder[name] = cleaned
             stopped, cut = stream.stopped, cut or bool(stream.cuts) or stream.stopped
@@ -273,7 +191,7 @@ class _Choice:
             before = self._stream.fed if self._stream is not None else 0
             series = None if json or name in _RESUMED else f"{name} {self._index}"
             holder[name], self._stream = self._channels.feed(
-                key, holder[name], json=json, series=series
+                key, holder[name], json=json, series=series, turn=self._index
             )
             if self._stream.stopped:
                 self.ended_by = self._stream
@@ -281,7 +199,7 @@ class _Choice:
         if self._stream is None:
             part.update(attached)
         elif attached and not isinstance(self._stream, Sequel):  # which knows no token's fate
-            self._waiting.append((self._stream, before, self._stream.fed, attached))
+            self._waiting.append((self._stream, before, self._stream.taken, attached))
         if part.get("finish_reason") is not None:
             self.finished, self._current = True, None
             for key in self._channels.of_choice(self._index):

@@ -1,7 +1,4 @@
-"""Sanitises answers of the Responses API and of Anthropic's Messages API; see `output.py`.
-
-Does not cover: the texts of several items or blocks of one answer, read as one text.
-"""
+"""Sanitises answers of the Responses API and of Anthropic's Messages API; see `output.py`."""
 
 from __future__ import annotations
 
@@ -18,8 +15,10 @@ from vauban.protocol.owner import without_canary
 from vauban.protocol.shapes import Shape
 from vauban.text.sanitize import Sanitizer
 
-_ITEM_TEXTS: Final = ("text", "refusal", "arguments", "code", "input")
-_ITEM_PARTS: Final = ("content", "summary", "outputs", "output", "item", "part")
+_ITEM_TEXTS: Final = (
+    "text", "refusal", "arguments", "code", "input", "output", "logs", "query", "pattern", "url",
+)  # fmt: skip
+_ITEM_PARTS: Final = ("content", "summary", "outputs", "output", "action", "item", "part")
 _SERIES: Final = {
     "output_text": "text",
     "refusal": "refusal",
@@ -46,7 +45,7 @@ class ResponsesEditor(ProtocolEditor):
     """
 
     def __init__(self, rules: Sanitizer) -> None:
-        super().__init__(rules)
+        super().__init__(rules, repeats=True)
         self._kept: Event | None = None
         self._key: tuple[Any, ...] = ()
         self._response: dict[str, Any] = {}
@@ -77,14 +76,23 @@ class ResponsesEditor(ProtocolEditor):
         self._place = data.get("output_index", self._place)
         if isinstance(data.get("response"), dict):
             # It may say its texts a little otherwise than their pieces did, so it is read anew.
-            ResponsesEditor(self.channels.rules).body(data["response"])
+            anew = ResponsesEditor(self.channels.rules)
+            anew.body(data["response"])
             self._response = data["response"]
+            if anew.stopped:  # by what no piece has said
+                released = self._flush()
+                if not self.stopped:
+                    self.channels.findings.update(anew.findings)
+                    self.ended_by(anew)
+                return self.closed(*released)
         if kind.endswith(".delta") and isinstance(data.get("delta"), str):
             return self._piece(event, kind)
         released = self._flush()
         if self.stopped:
             return self.closed(*released)
         self._clean(data, counts=False)
+        if self.stopped:
+            return self.closed(*released, event.changed())
         return (*released, event.changed())
 
     def end(self) -> Iterable[Event]:
@@ -101,7 +109,7 @@ class ResponsesEditor(ProtocolEditor):
         if self._kept is not None:
             released.append(self._kept)
         is_json = "arguments" in kind
-        series = _SERIES.get(kind.removeprefix("response.").removesuffix(".delta"))
+        series = _SERIES.get(_kind_of(data))
         data["delta"], stream = self.channels.feed(key, data["delta"], json=is_json, series=series)
         if data.get("logprobs"):
             data["logprobs"] = []  # they spell what is still held back
@@ -149,14 +157,12 @@ class ResponsesEditor(ProtocolEditor):
         changed = stopped = False
         for name in _ITEM_TEXTS:
             text = holder.get(name)
-            if not isinstance(text, str):
+            if not isinstance(text, str) or not text:
                 continue
-            if counts:
-                series = _SERIES.get(str(holder.get("type")))
-                cleaned, stream = self.channels.whole(text, json=name == "arguments", series=series)
-                stopped = self.ended_by(stream)
-            else:
-                cleaned = self.channels.repeated(text, json=name == "arguments")
+            read = self.channels.whole if counts else self.channels.repeated
+            series = _SERIES.get(_kind_of(holder))
+            cleaned, stream = read(text, json=name == "arguments", series=series)
+            stopped = self.ended_by(stream)
             if cleaned != text:
                 holder[name] = cleaned
                 changed = True
@@ -169,6 +175,12 @@ class ResponsesEditor(ProtocolEditor):
                     one, other = self._clean(part, counts=counts)
                     changed, stopped = changed or one, stopped or other
         return changed, stopped
+
+
+def _kind_of(holder: dict[str, Any]) -> str:
+    """What kind of text an event, a part or an item brings."""
+    kind = str(holder.get("type")).removeprefix("response.")
+    return kind.removesuffix(".delta").removesuffix(".done")
 
 
 def _mend(response: dict[str, Any]) -> bool:
