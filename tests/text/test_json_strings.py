@@ -52,6 +52,7 @@ def test_it_says_the_same(value: Any, every: int, is_ascii: bool) -> None:
 
 
 @given(text=written, cuts=cuts)
+@example(text=r"\u\\\u0041", cuts=[])
 def test_any_cut_is_the_whole(text: str, cuts: list[int]) -> None:
     assert plain(cut(text, cuts)) == plain(list(text)) == plain([text])
 

@@ -109,7 +109,7 @@ class PlainEscapes:
         """The same JSON, as far as it is certain."""
         if not (self.rest or "\\" in text):
             return text
-        written, self.rest, last, read = self.rest + text, "", 0, 0
+        written, last, read = self.rest + text, 0, 0
         broken_to = 0 if self._broken_before else -1
         out: list[str] = []
         for found in _ESCAPE.finditer(written):
@@ -120,9 +120,8 @@ class PlainEscapes:
                 out += (written[last : found.start()], _plain(found.group()))
                 last = read
         begun = _BEGUN.search(written, read)
-        if begun is not None:
-            self.rest = begun.group()
-            self._broken_before = begun.start() == broken_to
+        self._broken_before = begun is not None and begun.start() == broken_to
+        self.rest = begun.group() if begun is not None else ""
         return "".join([*out, written[last : len(written) - len(self.rest)]])
 
 
