@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,11 @@ from vauban.detectors.windows import Windows
 from vauban.guard import Guard
 from vauban.policy import Policy
 from vauban.policy_standing import MEMORY, StatePolicy
+
+# Servers, tools and commands are many processes that import the same thousands of files: each would
+# compile them again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A busy machine is no reason to fail.
 settings.register_profile("vauban", deadline=None)

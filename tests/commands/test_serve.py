@@ -47,7 +47,7 @@ def test_runs_this_interpreter_and_hands_the_flags_on_in_order():
     ("has_distribution", "tail"),
     [
         (True, ["-m", "vllm.entrypoints.cli.main", "serve", "MODEL"]),
-        (False, ["-m", "vllm.entrypoints.openai.api_server", "--model", "MODEL"]),
+        (False, ["-m", "vauban.hosts.vllm", "--model", "MODEL"]),
     ],
 )
 def test_both_builds_are_launched_their_way(monkeypatch, has_distribution, tail):

@@ -94,8 +94,6 @@ def start(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Start:
                 *flags,
             ],
         )  # fmt: skip
-        # vLLM is 2,600 files: compiling them again in every process takes most of a start.
-        inherited.pop("PYTHONDONTWRITEBYTECODE", None)
         wanted = {
             **inherited,
             "VLLM_CPU_KVCACHE_SPACE": "1",

@@ -153,9 +153,9 @@ def test_a_canary_ends_the_answer_and_the_engines_work(
     client, _ = clients(library)
     canary = spell(canary_of(library))
     before = library.metric("vllm:generation_tokens_total")
-    regex = f"The shelf is marked {canary}" + "( [a-z]{3,8}){300}"
+    regex = f"The shelf is marked {canary}" + "( [a-z]{3,8}){150}"
     answer = client.chat.completions.create(
-        model=MODEL, messages=ASKED, max_tokens=600, stream=stream,
+        model=MODEL, messages=ASKED, max_tokens=300, stream=stream,
         extra_body={"structured_outputs": {"regex": regex}},
     )  # type: ignore[call-overload]  # fmt: skip
     if stream:
@@ -171,7 +171,7 @@ def test_a_canary_ends_the_answer_and_the_engines_work(
     canary_of(library)  # vLLM counts what an aborted request made when it makes another step
     made = library.metric("vllm:generation_tokens_total") - before
     # A whole answer is read when the engine has done its work.
-    assert made < 400 if stream else made > 500
+    assert made < 200 if stream else made > 250
 
 
 @pytest.mark.parametrize("stream", [False, True])

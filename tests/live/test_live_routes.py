@@ -255,7 +255,7 @@ def test_ids_that_only_vllm_takes_for_ids_are_refused(live: Any, ids: Any, kind:
 def test_no_answer_shows_the_mark(live: Any) -> None:
     for path, body in [
         (CHAT, {"messages": user(ASK)}),
-        ("/v1/responses", {"input": ASK}),
+        ("/v1/responses", {"input": ASK, "max_output_tokens": 3}),
         ("/v1/chat/completions/render", {"messages": user(ASK)}),
     ]:
         response = live.post(path, {"model": MODEL, **body, "max_tokens": 3})

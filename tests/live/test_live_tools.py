@@ -37,7 +37,7 @@ from vauban.types import RateLimit
 pytestmark = pytest.mark.vllm
 
 MODEL = "standin"
-APPROVAL_S = 60
+APPROVAL_S = 40
 EVIL = "collector@evil.test"
 READ = 'Please call the tool read_document with {"path": "/srv/data/report.txt"}'
 CANARY = "vc7k2m9q4x8w3z5t"

@@ -19,7 +19,7 @@ def send(target: Target, mode: str, rows: list[Harmless] = ROWS) -> Controls:
     target.mode = mode
     suite = Suite("s", trigger_words=False, rows=rows)
     with httpx.Client(trust_env=False) as client:
-        base, patience_s = target.url.removesuffix("/v1"), 0.5 if mode in ("hang", "drip") else 60
+        base, patience_s = target.url.removesuffix("/v1"), 0.2 if mode in ("hang", "drip") else 60
         endpoint = Endpoint(client, base, "m", patience_s)
         return send_controls(endpoint, [suite]).target
 

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from vauban.errors import ToolFailed
+from vauban.redteam import process
 from vauban.redteam.outcome import Outcome
 from vauban.redteam.process import Ended, run_tool
 from vauban.redteam.relay import Books, Bounds
@@ -35,7 +36,10 @@ def test_one_that_fails_says_why(tmp_path: Path) -> None:
     assert "no  [31msuch probe" in ended.detail
 
 
-def test_one_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
+def test_one_that_hangs_is_ended_with_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "_POLITE_S", 0.5)
     code = (
         "import subprocess, sys, signal, time;"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN);"

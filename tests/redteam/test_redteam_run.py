@@ -67,7 +67,7 @@ def attack(
     def go(mode: str, **more: Any) -> Result:
         target.mode = mode
         bounds = Bounds(
-            request_s=0.5 if mode in ("hang", "drip") else 60, retries=1, max_wait_s=0.01
+            request_s=0.3 if mode in ("hang", "drip") else 60, retries=1, max_wait_s=0.01
         )
         fields = {"bounds": bounds, "limit_s": 60.0, "suites": SUITES, **more}
         settings = run.Settings(target=run.Server(target.url, "m"), **fields)

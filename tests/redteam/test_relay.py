@@ -63,7 +63,7 @@ def test_no_answer_is_an_error_and_then_hopeless(
     """And never a status that the tools would repeat for ever."""
     monkeypatch.setattr(relay_module, "MAX_ANSWER_BYTES", 2**21)
     target.mode = mode
-    bounds = replace(FAST, request_s=0.5) if mode in ("hang", "drip") else FAST
+    bounds = replace(FAST, request_s=0.2) if mode in ("hang", "drip") else FAST
     with Relay(target.url, bounds=bounds) as relay:
         statuses = [ask(relay).status_code for _ in range(3)]
         assert relay.books.counts["error"] == 3

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from vauban.detectors import checkpoint
 from vauban.detectors.checkpoint import Architecture
@@ -32,6 +34,15 @@ ARCH = Architecture(
     head_queries=2,
     head_hidden_size=8,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for their threads: two take three times the work of one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def write_rows(path: Path, rows: list[dict[str, object]]) -> None:

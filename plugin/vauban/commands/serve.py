@@ -68,7 +68,7 @@ def _launcher(model: str) -> list[str]:
         distribution("vllm")
     except PackageNotFoundError:
         # The CPU build registers no distribution of that name, and vLLM's own command needs it.
-        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+        return [sys.executable, "-m", "vauban.hosts.vllm", "--model", model]
     return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
 
 

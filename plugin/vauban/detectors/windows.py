@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -176,12 +177,10 @@ class WindowTokenizer:
         """:raises WeightsError: a tokenizer file is missing, damaged or does not fit."""
         directory = policy.weights or checkpoint.shipped()
         config = checkpoint.read_config(directory)
-        tokenizer = _parse(checkpoint.read_tokenizer(directory, config), str(directory))
+        tokenizer, to_ids = _reading(checkpoint.read_tokenizer(directory, config), str(directory))
         if tokenizer.get_vocab_size() > config.architecture.vocab_size:
             raise WeightsError(f"{directory}: the tokenizer has more tokens than the model")
         window = config.window
-        fast = UncasedWordPiece.fits(tokenizer)
-        to_ids = UncasedWordPiece(tokenizer) if fast else ChunkedTokenizer(tokenizer)
         ours = _cutter(tokenizer, to_ids, window.max_tokens, window.overlap_tokens, str(directory))
         others = (_classifier_cutter(read_classifier_config(p)) for p in policy.classifiers)
         return cls([ours, *others])
@@ -218,6 +217,15 @@ def _classifier_cutter(config: ClassifierConfig) -> _Cutter:
     tokenizer = _parse(text, origin)
     to_ids = ChunkedTokenizer(tokenizer)
     return _cutter(tokenizer, to_ids, config.max_tokens, config.overlap_tokens, origin)
+
+
+@lru_cache(maxsize=2)
+def _reading(text: str, origin: str) -> tuple[Tokenizer, _ToIds]:
+    """A checkpoint's tokenizer and the way to its ids. Kept, as the guard and the encoder of a
+    process both want it and 30,000 tokens take a quarter of a second to read."""
+    tokenizer = _parse(text, origin)
+    fast = UncasedWordPiece.fits(tokenizer)
+    return tokenizer, UncasedWordPiece(tokenizer) if fast else ChunkedTokenizer(tokenizer)
 
 
 def _parse(text: str, origin: str) -> Tokenizer:

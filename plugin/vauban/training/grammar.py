@@ -28,6 +28,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
@@ -173,9 +174,15 @@ def _reachable(start: Sequence[str], rules: Mapping[str, Sequence[str]]) -> set[
 
 def _read(path: Path, *, common: bool = False) -> _File:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if common and isinstance(raw, dict):
-            raw = {"label": 0, "kind": "common", "start": ("",), **raw}
-        return _File.model_validate(raw)
+        return _parsed(path.read_text(encoding="utf-8"), common=common)
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise ConfigError(f"{path}: not a grammar ({error})") from error
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str, *, common: bool) -> _File:
+    """Kept, as the files that ship take 2.5 s to parse and every mixture reads all of them."""
+    raw = yaml.safe_load(text)
+    if common and isinstance(raw, dict):
+        raw = {"label": 0, "kind": "common", "start": ("",), **raw}
+    return _File.model_validate(raw)

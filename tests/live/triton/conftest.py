@@ -144,7 +144,6 @@ def start_triton(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Start
             (repository / "llm" / "1" / "model.py").write_text(ECHO.read_text())
         ports = Ports(free_port(None), free_port(None), free_port(None))
         environ = {**os.environ, ADMIN_VARIABLE: ADMIN}
-        environ.pop("PYTHONDONTWRITEBYTECODE", None)
         command, given = server_command(
             find_server(), repository, policy, address="127.0.0.1", ports=ports, environ=environ
         )
