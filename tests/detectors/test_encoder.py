@@ -13,8 +13,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vauban.detectors import checkpoint
+from vauban.detectors.bert import LexicalHead
+from vauban.detectors.checkpoint import LEXICAL_ROW
 from vauban.detectors.encoder import Encoder
-from vauban.detectors.windows import Windows, excerpts, windows_worth
+from vauban.detectors.excerpts import SHORT_TOKENS, excerpts, strongest_part
+from vauban.detectors.windows import Ids, Windows, spans, windows_worth
 from vauban.errors import ScreeningFailed
 from vauban.policy import EncoderPolicy
 
@@ -94,13 +98,27 @@ def test_a_suspicious_window_scores_as_its_worst_excerpt(
         (found,) = tiny.encode([tiny.tokenizer([" ".join(text)])])
         return found.score
 
-    count = len(words)
-    left_out = [count // 2, *(n for n in (4, 8) if 3 * n <= count)] if count >= 8 else []
-    read = [words, *(part for n in left_out for part in (words[:-n], words[n:]))]
+    (window,) = tiny.tokenizer([" ".join(words)]).per_model[0]
+    read = [words, *([words[i] for i in part] for part in _kept(window, tiny))]
     alone = [score(math.inf, part) for part in read]
     expected = max(alone) if alone[0] >= excerpts_from else alone[0]
     assume(abs(alone[0] - excerpts_from) > 1e-5)
     assert score(excerpts_from, words) == pytest.approx(expected, abs=1e-5)
+
+
+def _kept(window: Ids, encoder: Encoder) -> list[list[int]]:
+    """Which words of a window, one token each, its excerpts have."""
+    count = len(window) - 2
+    kept: list[list[int]] = []
+    if count >= 8:
+        order = range(count)
+        kept += [order[count // 2 :], order[: count - count // 2]]
+        kept += [order[n:] for n in (2, 4, 8, 12, 16) if 3 * n <= count]
+        kept += [order[: count - n] for n in (4, 8) if 3 * n <= count]
+        if encoder._lexical is not None:
+            start, end = strongest_part(window, encoder._lexical.ravel(), count // 2)
+            kept.append(order[start:end])
+    return [list(part) for part in kept]
 
 
 @pytest.mark.parametrize(("bias", "bar"), [(-1e3, 0.0), (0.0, 0.5), (1e3, 1.0)])
@@ -115,11 +133,41 @@ def test_no_calibration_is_too_steep_for_the_bar(tiny_dir: Path, bias: float, ba
 
 def test_long_windows_have_only_halves_for_excerpts() -> None:
     window = np.arange(100, dtype=np.int32)
-    first, last = excerpts(window)
+    first, last = excerpts(window, None)
     assert first.tolist() == [*range(50), 99]
     assert last.tolist() == [0, *range(50, 100)]
-    assert len(excerpts(window[:66])) == 6
-    assert excerpts(window[:9]) == []
+    assert len(excerpts(window[:85], None)) == 9
+    assert len(excerpts(window[:85], np.ones((1, 256), np.float32))) == 10
+    assert excerpts(window[:9], None) == []
+
+
+def test_short_windows_are_those_of_whole_texts() -> None:
+    window = checkpoint.read_config(checkpoint.shipped()).window
+    body = window.max_tokens - 2
+    cut = [spans(tokens, body, window.overlap_tokens) for tokens in range(body + 1, 1000)]
+    assert min(end - start for parts in cut for start, end in parts) == SHORT_TOKENS + 1
+
+
+@relaxed
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=20), st.integers(0, 9), st.integers(0, 9))
+def test_the_lexical_head_chooses_the_part_with_its_highest_logit(
+    body: list[int], seed: int, min_tokens: int
+) -> None:
+    min_tokens = min(min_tokens, len(body))
+    head = LexicalHead(LEXICAL_ROW * 4)
+    table = np.random.default_rng(seed).normal(size=(4, LEXICAL_ROW)).astype(np.float32)
+    head.load_state_dict({"table": torch.from_numpy(table)}, assign=True)
+
+    def logit(start: int, end: int) -> float:
+        return float(head(torch.tensor([[101, *body[start:end], 102]]), None)[0].detach())
+
+    window = np.array([101, *body, 102], np.int32)
+    start, end = strongest_part(window, table.ravel(), min_tokens)
+    assert end - start >= max(min_tokens, 1)
+    every = [
+        logit(a, b) for a in range(len(body)) for b in range(a + max(min_tokens, 1), len(body) + 1)
+    ]
+    assert logit(start, end) == pytest.approx(max(every), abs=1e-4)
 
 
 @relaxed

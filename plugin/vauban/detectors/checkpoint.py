@@ -37,6 +37,7 @@ SCALE_SUFFIX = ".scale"
 MAX_FILE_BYTES = 2 * 1024**3
 LEXICAL_ROW = 256
 """Weights of the lexical head that share one int8 scale."""
+LEXICAL_NAME = "lexical.table"
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -74,7 +75,7 @@ class WindowConfig(_Part):
     """How long text is cut. Tokens, special tokens included in `max_tokens`.
 
     `excerpts_from_logit`: windows whose own logit is at least this are scored again in excerpts
-    (`windows.excerpts`). `long_discount`: from the logit of a text that fills n different windows
+    (`excerpts.py`). `long_discount`: from the logit of a text that fills n different windows
     so many times log n is taken, since it has n chances of a false alarm; 1 would be Bonferroni's.
     Both are here because the thresholds are set with them.
     """

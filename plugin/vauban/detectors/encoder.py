@@ -24,14 +24,9 @@ from torch import Tensor
 
 from vauban.detectors import checkpoint
 from vauban.detectors.bert import EncoderModel
-from vauban.detectors.checkpoint import Calibration
-from vauban.detectors.windows import (
-    Ids,
-    Windows,
-    WindowTokenizer,
-    excerpts,
-    windows_worth,
-)
+from vauban.detectors.checkpoint import LEXICAL_NAME, Calibration
+from vauban.detectors.excerpts import Table, excerpts
+from vauban.detectors.windows import Ids, Windows, WindowTokenizer, windows_worth
 from vauban.errors import ScreeningFailed
 from vauban.policy import EncoderPolicy
 
@@ -117,11 +112,13 @@ class Encoder:
         device: torch.device,
         excerpts_from: float = math.inf,
         long_discount: float = 0.0,
+        lexical: Table | None = None,
     ) -> None:
         """Of the first scorer only:
 
         :param excerpts_from: a window with at least this score is scored in excerpts, too.
         :param long_discount: the odds of the worst window of n are divided by n to this power.
+        :param lexical: weights of its lexical head, which choose an excerpt.
         """
         self._scorers = tuple(scorers)
         self.tokenizer = tokenizer
@@ -131,6 +128,7 @@ class Encoder:
         self._device = device
         self._excerpts_from = excerpts_from
         self._long_discount = long_discount
+        self._lexical = lexical
         self._pad_to = CUDA_PAD_TO if device.type == "cuda" else 1
 
     @classmethod
@@ -144,8 +142,8 @@ class Encoder:
         device = torch.device(device)
         directory = policy.weights or checkpoint.shipped()
         config = checkpoint.read_config(directory)
+        tensors = checkpoint.read_tensors(directory, config)
         if main is None:
-            tensors = checkpoint.read_tensors(directory, config)
             model = EncoderModel.build(config.architecture, tensors)
             dtype = torch.float32 if device.type == "cpu" else torch.float16
             model = model.to(device=device, dtype=dtype).requires_grad_(requires_grad=False)
@@ -164,6 +162,7 @@ class Encoder:
             device=device,
             excerpts_from=_score_of(config.window.excerpts_from_logit, config.calibration),
             long_discount=config.window.long_discount / config.calibration.temperature,
+            lexical=tensors.get(LEXICAL_NAME),
         )
 
     def encode(self, batch: Sequence[Windows]) -> list[Encoded]:
@@ -186,7 +185,7 @@ class Encoder:
                     part
                     for ids, row in zip(windows.per_model[0], rows, strict=True)
                     if passes[0].scores[row] >= self._excerpts_from
-                    for part in excerpts(ids)
+                    for part in excerpts(ids, self._lexical)
                 ]
                 for windows, rows in zip(batch, passes[0].rows, strict=True)
             ]

@@ -28,10 +28,6 @@ from vauban.policy import EncoderPolicy
 
 Ids = NDArray[np.int32]
 
-LEFT_OUT_TOKENS = (8, 4)
-MIN_TOKENS_WITH_EXCERPTS = 8
-SHORT_TOKENS = 64
-
 _MAGIC = b"VW\x01"
 _HEADER = struct.Struct("<3sBH")  # magic, bytes per id, models
 
@@ -135,26 +131,6 @@ def spans(tokens: int, body: int, overlap: int) -> Iterator[tuple[int, int]]:
     for i in range(count):
         start = 0 if count == 1 else i * (tokens - length) // (count - 1)
         yield start, start + length
-
-
-def excerpts(window: Ids) -> list[Ids]:
-    """A window without its first half, and without its last; if short, without 8 and 4 tokens too.
-
-    The score is the worst excerpt's, so words added before or after an attack do not calm it:
-    the idea of erase-and-check (arXiv 2309.02705), with few subsequences instead of all.
-
-    :param window: with one special token at each end, which every excerpt has too.
-    """
-    count = len(window) - 2
-    if count < MIN_TOKENS_WITH_EXCERPTS:
-        return []
-    found = []
-    few = LEFT_OUT_TOKENS if count <= SHORT_TOKENS else ()
-    for left_out in (count // 2, *(n for n in few if 3 * n <= count)):
-        size = count - left_out
-        found.append(np.concatenate([window[: size + 1], window[-1:]]))
-        found.append(np.concatenate([window[:1], window[-size - 1 :]]))
-    return found
 
 
 def windows_worth(windows: Sequence[Ids], max_tokens: int) -> float:

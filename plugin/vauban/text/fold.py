@@ -13,13 +13,14 @@ import re
 import unicodedata
 from collections import Counter
 from functools import cache
-from itertools import pairwise, product, zip_longest
+from itertools import pairwise
 
 import regex
 from confusable_homoglyphs.confusables import confusables_data
 
+from vauban.text.leet import undo_leet
 from vauban.text.unicode_clean import GENERAL_MARKS
-from vauban.text.words import VOCABULARY, known_english
+from vauban.text.words import known_english
 
 # --- characters ------------------------------------------------------------------------------
 
@@ -240,90 +241,6 @@ def join_spaced(text: str) -> tuple[str, int]:
         runs += joined != text
         text = joined
     return text, runs
-
-
-_LEET = str.maketrans("034578@$", "oeastbas")
-_MAX_STROKES = 4
-_LETTER_WORDS = frozenset({"a", "i"})
-_STROKE = re.compile("[1!]")
-_LEET_HINT = re.compile(r"[0134578@$!][A-Za-z]")
-_LEET_WORD = re.compile(r"(?<![\w@$!])[A-Za-z0134578@$!]{1,24}(?![\w@${(])")
-_LEET_RUN = re.compile(r"(?<![0-9])[A-Za-z0134578@$!']+(?![0-9])")
-_LEET_SIGN = re.compile("[013457@$!]")
-_LEET_INSIDE = re.compile("[A-Za-z][013457]+[A-Za-z]")
-_NOT_LEET = re.compile("[0-9]*(?:1st|2nd|3rd|[0-9]th)", re.IGNORECASE)
-_HEX_WORD = re.compile(r"(?:0[xX])?[0-9a-fA-F]+")
-_LEET_SHARE = 0.2
-_MIN_LEET_WORDS = 3
-
-
-def _unleet(word: str) -> str:
-    """The likeliest reading of `word`: strokes ("1" and "!") are "i" or "l", as makes it known."""
-    word, tail = (word.rstrip("!"), "!" * (len(word) - len(word.rstrip("!"))))
-    parts = _STROKE.split(word.translate(_LEET))
-    strokes = len(parts) - 1
-    read = "i".join(parts)
-    if 0 < strokes <= _MAX_STROKES:
-        readings = [
-            "".join(map("".join, zip_longest(parts, letters, fillvalue="")))
-            for letters in product("il", repeat=strokes)
-        ]
-        known = (
-            r for words in (VOCABULARY, known_english()) for r in readings if r.lower() in words
-        )
-        read = next(known, read)
-    return (read.upper() if word.isupper() else read) + tail
-
-
-def _is_leet(word: str) -> bool:
-    """A digit inside one case's letters, or any disguise of a known word; "1st", "0x1f", "mp3",
-    "$name" and camelCase are none."""
-    bare = word.rstrip("!")
-    if not _LEET_SIGN.search(bare) or not any(map(str.isalpha, bare)) or _NOT_LEET.fullmatch(bare):
-        return False
-    if len(bare) > 2 and _unleet(bare).lower() in known_english():
-        return True
-    one_case = bare.islower() or bare.isupper() or bare[1:].islower()
-    return one_case and _LEET_INSIDE.search(bare) is not None and not _HEX_WORD.fullmatch(bare)
-
-
-def _is_word(written: str, read: str) -> bool:
-    return (
-        any(map(str.isalpha, written))
-        or read.lower() in known_english()
-        or read.lower() in _LETTER_WORDS
-    )
-
-
-def undo_leet(text: str) -> tuple[str, int]:
-    """Leetspeak undone; returns the text and the number of words changed."""
-    if _LEET_HINT.search(text) is None:
-        return text, 0
-    words = _LEET_WORD.findall(text)
-    counts = Counter(words)
-    written = [word for word in counts if _is_leet(word)]
-    if not written:
-        return text, 0
-    pattern, readings = _LEET_WORD, {word: _unleet(word) for word in written}
-    if sum(counts[word] for word in written) >= max(_MIN_LEET_WORDS, _LEET_SHARE * len(words)):
-        # So much of it means that the others ("m3", "15", parts of names in code) are words too.
-        pattern = _LEET_RUN
-        others = {word for word in pattern.findall(text) if _LEET_SIGN.search(word)}
-        readings |= {word: _unleet(word) for word in others - readings.keys()}
-        known = {word: read for word, read in readings.items() if _is_word(word, read)}
-    else:
-        known = {word: read for word, read in readings.items() if read.lower() in VOCABULARY}
-    count = 0
-
-    def read(match: re.Match[str]) -> str:
-        nonlocal count
-        word = match.group()
-        if word in known:
-            count += 1
-            return known[word]
-        return word
-
-    return (pattern.sub(read, text), count) if known else (text, 0)
 
 
 def fold_words(text: str) -> tuple[str, Counter[str]]:

@@ -39,7 +39,20 @@ context initial original full entire exactly first last next step steps explain 
 need want let get go come think question world hello good name person people
 """
 
+_SHORT_WORDS = """
+act add age ago ai aid aim air api art ask bad bag ban bar bat bed best bet bid big bit bot box
+boy bug bus buy car cat cd cut day dear die dig dog dot due ear eat egg else end err eye fan far
+fat fee few fit fix fly fox fun gas god gun guy hat hey hi hit hot ice id ill inc ip it job joy kid
+lab lack lad lap law lay led leg let lie lip list lit llm log lot low mad man map mat max men met
+mid mix mom net nil nor odd oh oil ok old oil one own pay pen per pet pie pin pit pop pot put raw
+red rid rob rot row run sad sat sea see set sex she shy sin sir sit six sky son spy sub sum sun tab
+tag tap tax tea ten tie til tip toe ton too top toy try two van via vs war web wet win wow yes yet
+zip
+"""
+
 VOCABULARY = frozenset(_FUNCTION_WORDS.split()) | frozenset(_INSTRUCTION_WORDS.split())
+# Words too short for `known_english`, whose list of them would be full of abbreviations.
+SHORT_WORDS = frozenset(_SHORT_WORDS.split())
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vauban.detectors.checkpoint import CheckpointConfig
+from vauban.detectors.excerpts import SHORT_TOKENS
 from vauban.training import evaluate, report
 from vauban.training.evaluate import Floats
 from vauban.training.fit import FitConfig
@@ -24,8 +25,9 @@ for every window of at most {window} tokens an injection logit and a unit embedd
 read in windows that overlap by {overlap} tokens; the score is the worst window's, less
 {discount:g} log n in the logit where the text fills n different windows, the embedding their mean.
 A window whose own logit is {excerpts:+g} or more is scored again without its first half and without
-its last, a short one without 4 and 8 tokens at either end too, against words that are added to calm
-it. Weights are int8 with one scale per row.
+its last, against words that are added to calm it; one of up to {short} tokens also without 2 to 16
+tokens of the start, without 4 and 8 of the end, and as the half or more that the lexical head finds
+worst. Weights are int8 with one scale per row.
 
 ## Intended use
 
@@ -132,6 +134,7 @@ def model_card(
         window=window.max_tokens,
         overlap=window.overlap_tokens,
         excerpts=config.excerpts_from_logit,
+        short=SHORT_TOKENS,
         discount=config.long_discount,
         temperature=calibration.temperature,
         bias=calibration.bias,

@@ -16,13 +16,15 @@ from torch.nn import functional as F  # noqa: N812
 
 from vauban.detectors.bert import EncoderModel
 from vauban.detectors.checkpoint import (
+    LEXICAL_NAME,
     WEIGHTS_NAME,
     CheckpointConfig,
     WindowConfig,
     read_tensors,
     write_checkpoint,
 )
-from vauban.detectors.windows import Ids, excerpts, windows_worth
+from vauban.detectors.excerpts import excerpts
+from vauban.detectors.windows import Ids, windows_worth
 from vauban.guard import Guard
 from vauban.policy import EncoderPolicy, Policy
 from vauban.training import evaluate
@@ -34,7 +36,6 @@ from vauban.training.lexical import BUCKETS
 from vauban.training.provenance import run_facts
 from vauban.types import Origin, Segment
 
-LEXICAL_NAME = "lexical.table"
 # One false alarm in a hundred of these (hard) development rows: the rate at which detectors are
 # usually compared.
 BLOCK_RATE, FLAG_RATE = 0.01, 0.02
@@ -125,6 +126,7 @@ def score_split(
     :param models: the new one, and the base model.
     """
     student = models[0]
+    lexical = None if student.lexical is None else student.lexical.table.detach().numpy()
     entries = [np.empty((2, 0))]
     row: list[int] = []
     whole: list[int] = []
@@ -141,7 +143,8 @@ def score_split(
                 cosines.append(_cosine(*(_embedding(model, windows) for model in models)))
         whole += range(first, len(row))
         logits = _both_logits(student, read)
-        parts = [(j, part) for j in _suspicious(logits, window) for part in excerpts(read[j])]
+        suspicious = _suspicious(logits, window)
+        parts = [(j, part) for j in suspicious for part in excerpts(read[j], lexical)]
         row += [row[first + j] for j, _ in parts]
         whole += [first + j for j, _ in parts]
         entries += [logits, _both_logits(student, [part for _, part in parts])]

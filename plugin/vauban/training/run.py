@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from vauban.detectors.checkpoint import (
+    LEXICAL_NAME,
     CheckpointConfig,
     read_config,
     read_tensors,
@@ -25,7 +26,7 @@ from vauban.policy import EncoderPolicy
 from vauban.training.base import Start
 from vauban.training.batches import torch_device
 from vauban.training.card import model_card
-from vauban.training.finish import LEXICAL_NAME, Track, finish, uncalibrated, write_provenance
+from vauban.training.finish import Track, finish, uncalibrated, write_provenance
 from vauban.training.fit import FitConfig, Trainer
 from vauban.training.labelled import Row, labelled_rows
 from vauban.training.lexical import fit_lexical

@@ -1,0 +1,204 @@
+"""Leetspeak undone: "1gn0r3 7h3 rul35" is read as "ignore the rules".
+
+A disguised word is replaced where its reading is a known English word, and any word, known or
+not, where a large part of the text is written so. "1" and "!" are an "i" or an "l": as makes a
+known word, else as English words are spelt.
+
+Covers: 0 1 3 4 5 7 8 @ $ ! for letters; "1st", "0x1f", "mp3", "$name", "b2b" and hashes stay.
+Does not cover: signs beyond these; a real number in a text of leetspeak may be read as a word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from functools import cache
+
+from vauban.text.words import SHORT_WORDS, VOCABULARY, known_english
+
+_STROKE = "1"
+_LETTERS = str.maketrans("034578@$!", "oeastbas1")
+_LETTER_WORDS = frozenset({"a", "i"})
+_CLITICS = frozenset({"d", "ll", "m", "re", "s", "t", "ve"})
+_ENDINGS = ("s", "es", "d", "ed", "er", "ers", "ing", "ly")
+_ENDING_SHAPES = ("s", "es", "d", "ed", "er", "ers", "ing", "iy")
+_MIN_STEM_CHARS = 4
+_MIN_SURE_CHARS = 5
+
+_HINT = re.compile(r"[0134578@$!][A-Za-z]")
+_WORD = re.compile(r"(?<![\w@$!])[A-Za-z0134578@$!]{1,24}(?![\w@${(])")
+_RUN = re.compile(r"(?<![0-9])[A-Za-z0134578@$!']+(?![0-9])")
+_SIGN = re.compile("[013457@$!]")
+_SIGN_IN_RUN = re.compile("[0134578@$!]")
+_INSIDE = re.compile("[A-Za-z][013457]+[A-Za-z]")
+_ORDINAL = re.compile("[0-9]*(?:1st|2nd|3rd|[0-9]th)", re.IGNORECASE)
+_HEX_WORD = re.compile(r"(?:0[xX])?[0-9a-fA-F]+")
+_SHARE = 0.2
+_MIN_WORDS = 3
+
+
+def _shape(word: str) -> str:
+    """What "i", "l" and strokes have in common."""
+    return word.replace("l", "i").replace(_STROKE, "i")
+
+
+@cache
+def _context_votes() -> Mapping[str, int]:
+    """How many more "l" than "i" English words have between given neighbours.
+
+    Keys are shapes: two letters before and two after, or one and one; "^" and "$" end a word.
+    """
+    votes: Counter[str] = Counter()
+    for word in known_english():
+        framed = f"^^{word}$$"
+        shape = _shape(framed)
+        for at in range(2, len(shape) - 2):
+            if shape[at] == "i":
+                vote = 1 if framed[at] == "l" else -1
+                votes[shape[at - 2 : at] + shape[at + 1 : at + 3]] += vote
+                votes[shape[at - 1] + shape[at + 1]] += vote
+    return votes
+
+
+def _spelt(word: str) -> str:
+    """Every stroke the letter that English words have between such neighbours."""
+    votes = _context_votes()
+    shape = _shape(f"^^{word}$$")
+
+    def letter(stroke: re.Match[str]) -> str:
+        at = stroke.start() + 2
+        wide = votes.get(shape[at - 2 : at] + shape[at + 1 : at + 3], 0)
+        return "l" if (wide or votes.get(shape[at - 1] + shape[at + 1], 0)) > 0 else "i"
+
+    return re.sub(_STROKE, letter, word)
+
+
+@cache
+def _words_of_shape() -> Mapping[str, list[str]]:
+    """Known words, the likeliest first: needed by instructions, short, spelt as most words are."""
+    found: dict[str, list[str]] = {}
+    for words in (VOCABULARY, SHORT_WORDS, known_english() - VOCABULARY):
+        for word in sorted(words, key=_is_spelt_unlike_most):
+            found.setdefault(_shape(word), []).append(word)
+    return found
+
+
+def _is_spelt_unlike_most(word: str) -> bool:
+    return _spelt(_shape(word).replace("i", _STROKE)) != word
+
+
+def _known_reading(word: str) -> str | None:
+    """A known word, or a known word with an ending, that `word` may be."""
+    shape = _shape(word)
+    stems = [(shape, "")]
+    if shape.endswith(_ENDING_SHAPES):
+        stems += [
+            (shape.removesuffix(of), ending)
+            for ending, of in zip(_ENDINGS, _ENDING_SHAPES, strict=True)
+            if shape.endswith(of) and len(shape) - len(of) >= _MIN_STEM_CHARS
+        ]
+    for stem, ending in stems:
+        for read in _words_of_shape().get(stem, ()):
+            if all(a in (b, _STROKE) for a, b in zip(word, read, strict=False)):
+                return read + ending
+    return None
+
+
+def _read_part(word: str) -> str:
+    """The likeliest reading of a word without apostrophes; "!" around it may be signs."""
+    bare = word.strip("!")
+    start = word.index(bare)
+    head, tail = word[:start], word[start + len(bare) :]
+    splits = [("", head + bare, tail)]
+    if tail:
+        splits.append(("", head + bare + tail[0], tail[1:]))
+    if head:
+        splits.append((head, bare, tail))
+    for before, middle, after in splits:
+        read = _known_reading(middle.translate(_LETTERS))
+        if read is not None:
+            return before + read + after
+    return _spelt((head + bare).translate(_LETTERS)) + tail
+
+
+def _unleet(word: str) -> str:
+    """The likeliest reading of `word`, in its letter case."""
+    first, *others = word.lower().split("'")
+    read = [_read_part(first)]
+    for other in others:
+        clitic = other.translate(_LETTERS).replace(_STROKE, "l")
+        read.append(clitic if clitic in _CLITICS else _read_part(other))
+    joined = "'".join(read)
+    if word.isupper():
+        return joined.upper()
+    return "".join(b.upper() if a.isupper() else b for a, b in zip(word, joined, strict=True))
+
+
+def _leet_reading(word: str) -> str | None:
+    """The reading of a disguised word; None for any other.
+
+    Disguised is a digit inside one case's letters, or any disguise of a known word; "1st", "0x1f",
+    "mp3", "$name" and camelCase are not.
+    """
+    bare = word.rstrip("!")
+    if not _SIGN.search(bare) or not any(map(str.isalpha, bare)) or _ORDINAL.fullmatch(bare):
+        return None
+    read = _unleet(word)
+    if len(bare) > 2 and read.rstrip("!").lower() in known_english():
+        return read
+    return read if _has_digit_inside(bare) and not _HEX_WORD.fullmatch(bare) else None
+
+
+def _has_digit_inside(word: str) -> bool:
+    """Between letters of one case."""
+    one_case = word.islower() or word.isupper() or word[1:].islower()
+    return one_case and _INSIDE.search(word) is not None
+
+
+def _is_sure(word: str, read: str) -> bool:
+    """Whether a disguised word in plain text, read as `read`, can't be the name of something."""
+    if read in VOCABULARY:
+        return True
+    long = len(read) >= _MIN_SURE_CHARS and read in known_english()
+    return long and _has_digit_inside(word)
+
+
+def _is_word(written: str, read: str) -> bool:
+    if any(map(str.isalpha, written)) or read.lower() in _LETTER_WORDS:
+        return True
+    first, *others = read.split("'")
+    known = first.lower() in known_english() or first.lower() in SHORT_WORDS
+    return known and all(other.lower() in _CLITICS for other in others)
+
+
+def undo_leet(text: str) -> tuple[str, int]:
+    """Leetspeak undone; returns the text and the number of words changed."""
+    if _HINT.search(text) is None:
+        return text, 0
+    words = _WORD.findall(text)
+    counts = Counter(words)
+    found = {word: _leet_reading(word) for word in counts}
+    readings = {word: read for word, read in found.items() if read is not None}
+    if not readings:
+        return text, 0
+    if sum(counts[word] for word in readings) >= max(_MIN_WORDS, _SHARE * len(words)):
+        # So much of it means that the others ("m3", "15", parts of names in code) are words too.
+        pattern = _RUN
+        others = {word for word in pattern.findall(text) if _SIGN_IN_RUN.search(word)}
+        readings |= {word: _unleet(word) for word in others - readings.keys()}
+        known = {word: read for word, read in readings.items() if _is_word(word, read)}
+    else:
+        pattern = _WORD
+        known = {word: read for word, read in readings.items() if _is_sure(word, read.lower())}
+    count = 0
+
+    def read(match: re.Match[str]) -> str:
+        nonlocal count
+        word = match.group()
+        if word in known:
+            count += 1
+            return known[word]
+        return word
+
+    return (pattern.sub(read, text), count) if known else (text, 0)
