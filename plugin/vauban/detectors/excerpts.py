@@ -25,7 +25,8 @@ def excerpts(window: Ids, lexical: Table | None) -> list[Ids]:
     """A window without its first half, and without its last; if short, other parts of it too.
 
     Those are the ones without a few tokens of the start or the end, at most a third of them, and
-    the half or more with the highest logit of the lexical head.
+    the half or more with the highest logit of the lexical head. In a text of a dozen words that
+    half is too little to judge by ("write a poem about volcanoes" begins many a riddle).
 
     :param window: with one special token at each end, which every excerpt has too.
     :param lexical: weights of `bert.LexicalHead`; None when the model has none.
@@ -38,7 +39,7 @@ def excerpts(window: Ids, lexical: Table | None) -> list[Ids]:
     if count <= SHORT_TOKENS:
         cuts += [(left_out, count) for left_out in FROM_START if 3 * left_out <= count]
         cuts += [(0, count - left_out) for left_out in FROM_END if 3 * left_out <= count]
-        if lexical is not None:
+        if lexical is not None and half >= MIN_TOKENS:
             cuts.append(strongest_part(window, lexical.ravel(), half))
     return [np.concatenate([window[:1], window[1 + a : 1 + b], window[-1:]]) for a, b in cuts]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vauban.detectors.checkpoint import CheckpointConfig
-from vauban.detectors.excerpts import SHORT_TOKENS
+from vauban.detectors.excerpts import MIN_TOKENS, SHORT_TOKENS
 from vauban.training import evaluate, report
 from vauban.training.evaluate import Floats
 from vauban.training.fit import FitConfig
@@ -26,8 +26,8 @@ read in windows that overlap by {overlap} tokens; the score is the worst window'
 {discount:g} log n in the logit where the text fills n different windows, the embedding their mean.
 A window whose own logit is {excerpts:+g} or more is scored again without its first half and without
 its last, against words that are added to calm it; one of up to {short} tokens also without 2 to 16
-tokens of the start, without 4 and 8 of the end, and as the half or more that the lexical head finds
-worst. Weights are int8 with one scale per row.
+tokens of the start, without 4 and 8 of the end, and, from {least} tokens on, as the half or more
+that the lexical head finds worst. Weights are int8 with one scale per row.
 
 ## Intended use
 
@@ -135,6 +135,7 @@ def model_card(
         overlap=window.overlap_tokens,
         excerpts=config.excerpts_from_logit,
         short=SHORT_TOKENS,
+        least=2 * MIN_TOKENS,
         discount=config.long_discount,
         temperature=calibration.temperature,
         bias=calibration.bias,
