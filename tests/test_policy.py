@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -169,7 +169,6 @@ def test_an_unknown_section_never_passes(name: str, value: Any) -> None:
         load_policy({name: value}, environ={})
 
 
-@settings(max_examples=25)  # of each of 150 fields
 @given(value=st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8))
 @pytest.mark.parametrize(("section", "name"), fields())
 def test_any_value_is_taken_or_refused_by_name(section: str, name: str, value: Any) -> None:

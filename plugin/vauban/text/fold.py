@@ -20,7 +20,7 @@ from confusable_homoglyphs.confusables import confusables_data
 
 from vauban.text.leet import undo_leet
 from vauban.text.unicode_clean import GENERAL_MARKS
-from vauban.text.words import known_english
+from vauban.text.words import known_english, replace_words
 
 # --- characters ------------------------------------------------------------------------------
 
@@ -96,17 +96,7 @@ def _fold_look_alikes(text: str) -> tuple[str, int]:
         mixed |= whole
     if not mixed:
         return text, 0
-    count = 0
-
-    def fold(match: re.Match[str]) -> str:
-        nonlocal count
-        word = match.group()
-        if word in mixed:
-            count += 1
-            return mixed[word]
-        return word
-
-    return _WORD.sub(fold, text), count
+    return replace_words(_WORD, text, mixed)
 
 
 def fold_characters(text: str) -> tuple[str, int]:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 
-from vauban.text.words import SHORT_WORDS, VOCABULARY, known_english
+from vauban.text.words import SHORT_WORDS, VOCABULARY, known_english, replace_words
 
 _STROKE = "1"
 _LETTERS = str.maketrans("034578@$!", "oeastbas1")
@@ -191,14 +191,4 @@ def undo_leet(text: str) -> tuple[str, int]:
     else:
         pattern = _WORD
         known = {word: read for word, read in readings.items() if _is_sure(word, read.lower())}
-    count = 0
-
-    def read(match: re.Match[str]) -> str:
-        nonlocal count
-        word = match.group()
-        if word in known:
-            count += 1
-            return known[word]
-        return word
-
-    return (pattern.sub(read, text), count) if known else (text, 0)
+    return replace_words(pattern, text, known) if known else (text, 0)

@@ -9,6 +9,8 @@ second list is what an instruction to a model can hardly do without. Latin-scrip
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
@@ -63,3 +65,18 @@ def known_english() -> frozenset[str]:
     """
     listed = files("vauban").joinpath("data", "english_words.txt").read_text(encoding="ascii")
     return VOCABULARY.union(listed.split())
+
+
+def replace_words(
+    pattern: re.Pattern[str], text: str, readings: Mapping[str, str]
+) -> tuple[str, int]:
+    """`text` with every match of `pattern` that has a reading replaced by it, and how many had."""
+    count = 0
+
+    def read(match: re.Match[str]) -> str:
+        nonlocal count
+        reading = readings.get(match.group())
+        count += reading is not None
+        return match.group() if reading is None else reading
+
+    return pattern.sub(read, text), count

@@ -240,8 +240,8 @@ async def test_a_cancel_ends_its_request_even_if_it_comes_first(repository: Path
         request.sender = Sender()
         return request
 
-    first, second, third = (asked(f"request {n}") for n in range(3))
-    cancels = [asked("", **{CANCEL: f"request {n}"}) for n in range(3)]
+    first, second, third = (asked(f"{n:032}") for n in range(3))
+    cancels = [asked("", **{CANCEL: f"{n:032}"}) for n in range(3)]
     model.execute([cancels[0], first])  # overtaken
     model.execute([second, cancels[1]])  # at once, before the request has begun
     model.execute([third])
@@ -252,6 +252,10 @@ async def test_a_cancel_ends_its_request_even_if_it_comes_first(repository: Path
         await asyncio.wait_for(one.sender.finished.wait(), 10)
         assert not one.sender.responses
     assert not model._running
+    long = asked("", **{CANCEL: "x" * 1_000_000})  # from a client of the LLM itself
+    model.execute([long])
+    await asyncio.wait_for(long.sender.finished.wait(), 10)
+    assert not any(len(name) > 100 for name in model._cancelled)
 
 
 def llm_module(repository: Path) -> Any:

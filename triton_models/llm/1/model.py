@@ -15,7 +15,7 @@ from collections import deque
 
 import triton_python_backend_utils as pb_utils
 
-from vauban.hosts.triton.bls import CANCEL, SALT, Wire
+from vauban.hosts.triton.bls import CANCEL, ID_CHARS, SALT, Wire
 from vauban.hosts.triton.requests import read_parameters
 from vauban.hosts.triton.settings import engine_fields, policy_of, texts_of
 
@@ -84,7 +84,7 @@ class TritonPythonModel:
     def _cancel(self, name):
         if task := self._running.get(name):
             task.cancel()
-        else:  # overtaken on its way here, or ended meanwhile
+        elif len(name) == ID_CHARS:  # overtaken on its way here, or ended meanwhile
             self._cancelled.append(name)
 
     def _end(self, sender, name, task):

@@ -31,6 +31,8 @@ EXTRACTION: Final = "guard_extraction"
 STEP_THREADS: Final = 128
 LLM_THREADS: Final = 256
 """Requests of one model that the LLM works on at once; others wait for one of them to end."""
+ID_CHARS: Final = 32
+"""Of the id of a call of the LLM."""
 CANCEL: Final = "vauban_cancel"
 """Request parameter of the embedded `llm`: ends the request with this id."""
 SALT: Final = "vauban_cache_salt"
@@ -161,7 +163,7 @@ class TritonCalls:
 
     async def stream(self, job: Job) -> AsyncGenerator[Answer, None]:
         """The LLM's responses. Closed early, it tells the LLM to stop."""
-        name = secrets.token_hex(16)
+        name = secrets.token_hex(ID_CHARS // 2)
         wanted = [out for out, flag in OUTPUTS.items() if not flag or job.inputs.get(flag)]
         request = self._utils.InferenceRequest(
             model_name=LLM,
