@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -13,7 +15,7 @@ from triton_fakes import SECRET, TRIGGER, Judged, MakeInput, completion
 from vauban.errors import Overloaded, RequestError
 from vauban.hosts.triton.answers import Blocked
 from vauban.hosts.triton.encoder import VERDICT
-from vauban.hosts.triton.flow import GuardedFlow
+from vauban.hosts.triton.flow import GuardedFlow, next_part
 from vauban.hosts.triton.front import PROMPT
 from vauban.hosts.triton.output import Answer, Job, Jobs
 from vauban.hosts.triton.seal import Seal
@@ -164,3 +166,30 @@ async def test_over_the_limit_is_an_answer_and_the_place_is_given_back(
     models.go.set()
     await first
     await guarded.serve(models, completion("again"), client.send, client.left)
+
+
+async def test_an_error_of_the_llm_frees_its_request_at_once() -> None:
+    """At the collector's next run it may be too late. See `bls.let_go`."""
+
+    class Request:
+        pass
+
+    async def fails(request: Request) -> AsyncGenerator[Answer, None]:
+        if isinstance(request, Request):
+            raise ValueError("the LLM's own")
+        yield {}
+
+    async def ask() -> weakref.ref[Request]:
+        request = Request()
+        there = weakref.ref(request)
+        with pytest.raises(ValueError, match="the LLM's own"):
+            await next_part(fails(request), lambda: False)
+        return there
+
+    gc.disable()
+    try:
+        there = await ask()
+        await asyncio.sleep(0)
+        assert there() is None
+    finally:
+        gc.enable()

@@ -11,7 +11,7 @@ import triton_python_backend_utils as pb_utils
 from vauban.detectors.encoder import Encoder
 from vauban.detectors.onnx import GraphElsewhere
 from vauban.errors import RequestError
-from vauban.hosts.triton.bls import GraphModel, UsersModel, Wire
+from vauban.hosts.triton.bls import GraphModel, UsersModel, Wire, let_go
 from vauban.hosts.triton.encoder import VERDICT, GuardEncoder
 from vauban.hosts.triton.extraction import Users, Watching
 from vauban.hosts.triton.front import WINDOWS
@@ -50,6 +50,7 @@ class TritonPythonModel:
     def finalize(self):
         self._watching.close()
         self._metrics.close()
+        let_go()
 
     def _answer(self, judged):
         for one in judged:

@@ -8,7 +8,7 @@ import triton_python_backend_utils as pb_utils
 # FAISS works on a row or a few at a time here: a second thread only waits for a core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from vauban.hosts.triton.bls import Wire
+from vauban.hosts.triton.bls import Wire, let_go
 from vauban.hosts.triton.extraction import ASKED, KNOWN, GuardExtraction, at_start
 from vauban.hosts.triton.metrics import UserMetrics
 from vauban.hosts.triton.seal import Seal, server_secret
@@ -36,6 +36,7 @@ class TritonPythonModel:
     def finalize(self):
         self._users.close()
         self._metrics.close()
+        let_go()
 
     def _one(self, request):
         try:

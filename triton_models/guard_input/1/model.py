@@ -6,7 +6,7 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 
 from vauban.errors import ConfigError
-from vauban.hosts.triton.bls import UsersModel, Wire
+from vauban.hosts.triton.bls import UsersModel, Wire, let_go
 from vauban.hosts.triton.extraction import Users
 from vauban.hosts.triton.front import PROMPT, WINDOWS, GuardInput
 from vauban.hosts.triton.render import ENSEMBLE
@@ -34,6 +34,9 @@ class TritonPythonModel:
 
     def execute(self, requests):
         return [self._one(request) for request in requests]
+
+    def finalize(self):
+        let_go()
 
     def _one(self, request):
         try:

@@ -11,7 +11,7 @@ import json
 import triton_python_backend_utils as pb_utils
 
 from vauban.errors import MalformedRequest
-from vauban.hosts.triton.bls import Threads, TritonCalls, Wire
+from vauban.hosts.triton.bls import Threads, TritonCalls, Wire, let_go
 from vauban.hosts.triton.flow import next_part
 from vauban.hosts.triton.front import PROMPT
 from vauban.hosts.triton.output import ANSWER, Jobs
@@ -32,6 +32,9 @@ class TritonPythonModel:
 
     async def execute(self, requests):
         return await asyncio.gather(*(self._one(request) for request in requests))
+
+    def finalize(self):
+        let_go()
 
     async def _one(self, request):
         try:

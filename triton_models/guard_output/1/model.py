@@ -4,7 +4,7 @@ import json
 
 import triton_python_backend_utils as pb_utils
 
-from vauban.hosts.triton.bls import Wire
+from vauban.hosts.triton.bls import Wire, let_go
 from vauban.hosts.triton.encoder import VERDICT
 from vauban.hosts.triton.metrics import OutputMetrics
 from vauban.hosts.triton.output import ANSWER, GuardOutput
@@ -24,6 +24,7 @@ class TritonPythonModel:
 
     def finalize(self):
         self._metrics.close()
+        let_go()
 
     def _one(self, request):
         values = self._wire.values(request)

@@ -5,7 +5,7 @@ import json
 
 import triton_python_backend_utils as pb_utils
 
-from vauban.hosts.triton.bls import Threads, TritonCalls, Wire
+from vauban.hosts.triton.bls import Threads, TritonCalls, Wire, let_go
 from vauban.hosts.triton.flow import GuardedFlow
 from vauban.hosts.triton.metrics import OutputMetrics
 from vauban.hosts.triton.output import Jobs
@@ -31,6 +31,7 @@ class TritonPythonModel:
 
     def finalize(self):
         self._metrics.close()
+        let_go()
 
     async def _one(self, request):
         sender = request.get_response_sender()

@@ -15,7 +15,7 @@ from collections import deque
 
 import triton_python_backend_utils as pb_utils
 
-from vauban.hosts.triton.bls import CANCEL, ID_CHARS, SALT, Wire
+from vauban.hosts.triton.bls import CANCEL, ID_CHARS, SALT, Wire, let_go
 from vauban.hosts.triton.requests import read_parameters
 from vauban.hosts.triton.settings import engine_fields, policy_of, texts_of
 
@@ -67,6 +67,7 @@ class TritonPythonModel:
 
     def finalize(self):
         self._loop.call_soon_threadsafe(self._engine.shutdown)
+        let_go()
 
     def _run(self, work):
         return asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -101,11 +101,13 @@ async def next_part(
     waiting = asyncio.ensure_future(anext(stream, None))
     try:
         while not left():
-            done, _ = await asyncio.wait({waiting}, timeout=POLL_S)
-            if done:
+            await asyncio.wait({waiting}, timeout=POLL_S)
+            if waiting.done():
                 return waiting.result()
         return None
     finally:
         if not waiting.done():
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
+        # An error that it holds would hold this frame, and so itself and the request of our caller.
+        del waiting
