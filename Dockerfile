@@ -32,7 +32,7 @@ assert all(found[n] == told[n] for n in found), found"
 FROM ${VLLM_IMAGE} AS vllm
 COPY --from=wheel /wheels /wheels
 RUN pip install --no-cache-dir /wheels/*.whl 'faiss-gpu>=1.15,<2' && rm -rf /wheels \
-    && useradd --system --create-home --uid 10001 vauban
+    && useradd --no-log-init --create-home --uid 10001 vauban
 USER 10001
 EXPOSE 8000
 HEALTHCHECK --start-period=10m CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=5)"]
@@ -41,7 +41,7 @@ ENTRYPOINT ["vauban", "serve"]
 FROM ${TRITON_IMAGE} AS triton
 COPY --from=wheel /wheels /wheels
 RUN pip install --no-cache-dir /wheels/*.whl 'faiss-gpu>=1.15,<2' && rm -rf /wheels \
-    && useradd --system --create-home --uid 10001 vauban \
+    && useradd --no-log-init --create-home --uid 10001 vauban \
     && install -d -o vauban /models
 USER 10001
 EXPOSE 8000 8001 8002
@@ -65,7 +65,7 @@ RUN python -m venv /tmp/uv \
         ${TORCH_BACKEND:+--torch-backend=$TORCH_BACKEND} "vauban[cpu] @ file://$(ls /wheels/*.whl)" \
     && vauban triton install \
     && rm -rf /tmp/uv /wheels /tmp/uv-overrides.txt "$HOME/.cache" \
-    && useradd --system --create-home --uid 10001 vauban
+    && useradd --no-log-init --create-home --uid 10001 vauban
 ENV PATH=/opt/vauban/bin:$PATH
 USER 10001
 WORKDIR /home/vauban
