@@ -18,6 +18,7 @@ from vauban.commands.redteam_target import (
     SCRIPTED,
     TRAINED,
     answering,
+    mark,
     target_flags,
 )
 from vauban.redteam.benign import Suite, tasks
@@ -69,7 +70,7 @@ def test_with_the_guard_off_it_loses(target: Callable[..., TestClient]) -> None:
     assert answer.status_code == 200
     assert answer.json()["choices"][0]["message"]["content"] == WON
     assert ask(client, ATTACK, max_tokens=1).json()["usage"]["completion_tokens"] > 1
-    assert client.get("/v1/models").json()["data"][0]["id"] == "scripted"
+    assert [m["id"] for m in client.get("/v1/models").json()["data"]] == [SCRIPTED, mark(SCRIPTED)]
 
 
 def test_the_whole_guard_stops_it_and_answers_the_harmless(

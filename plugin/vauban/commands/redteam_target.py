@@ -68,10 +68,16 @@ GUARDS: Mapping[str, tuple[str, ...]] = {
 """The stages that each setting switches off; the last three have one stage alone."""
 
 
+def mark(model: str) -> str:
+    """A second name of each of `MODELS`, by which a result knows that the target was ours: anybody
+    may call a model of theirs `trained`."""
+    return f"vauban-redteam-target/{model}"
+
+
 def target_flags(guard: str, model: str) -> list[str]:
     """vLLM's flags for one of `MODELS` under one of `GUARDS`."""
     flags = [
-        "--served-model-name", model, "--dtype", "float32", "--enforce-eager",
+        "--served-model-name", model, mark(model), "--dtype", "float32", "--enforce-eager",
         "--max-model-len", str(MODELS[model].context_tokens),
         "--kv-cache-memory-bytes", str(256 * 1024 * 1024),
         "--additional-config.vauban.answer.details", "true", *MODELS[model].flags,
@@ -130,7 +136,9 @@ def answering(model: str, place: Path) -> Answering:
 
     directory, about = _directory(model, place), MODELS[model]
     answer = (lambda prompt, _: answer_to(prompt)) if model == SCRIPTED else Answerer(directory)
-    return Answering(model, directory, about.context_tokens, answer, about.max_answer_tokens)
+    return Answering(
+        model, mark(model), directory, about.context_tokens, answer, about.max_answer_tokens
+    )
 
 
 def check_guard(guard: str) -> None:
