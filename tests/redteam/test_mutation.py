@@ -40,12 +40,29 @@ def test_the_recorded_result_names_its_target() -> None:
 
 
 def test_against_the_whole_guard_as_the_baseline_it_is_a_regression() -> None:
-    """The baseline ran without vLLM's engine (`--no-engine`)."""
     off, on = read_result(OFF), read_result(ON)
     failed = {c.name for c in judge(off, load_gate_policy(), on) if not c.passed}
     assert {"regression: garak.promptinject", "regression: pyrit.jailbreak"} <= failed
     unchanged = judge(on, load_gate_policy(), on)
     assert not [c.name for c in unchanged if c.kind == "regression" and not c.passed]
+
+
+def test_the_profile_quick_fails_for_what_the_encoder_misses_and_for_nothing_else() -> None:
+    """Recorded with a real vLLM on each side, the unguarded one as `--baseline`."""
+    on = read_result(ON)
+    checks = judge(on, load_gate_policy())
+    failed = {c.name for c in checks if not c.passed}
+    assert failed == {
+        "attack_success: garak.encoding",
+        "attack_success: garak.latentinjection",
+        "attack_success: garak.badchars + garak.dan + garak.doctor + garak.smuggling +"
+        " garak.sysprompt_extraction",
+    }
+    assert on.unguarded is not None
+    without = families(on.unguarded)
+    for name, rows in families(on).items():
+        assert sum(row.wins for row in rows) <= sum(row.wins for row in without[name])
+    assert not any(suite.blocked for suite in on.benign)
 
 
 def test_the_suites_own_run_passes_and_shows_what_it_is_known_to_fail() -> None:
