@@ -138,21 +138,35 @@ def _in_tags(text: str) -> str:
     return "Good morning. " + "".join(chr(0xE0000 + ord(letter)) for letter in text)
 
 
-def test_with_the_classifier_switched_off_the_gate_fails(
-    target: Callable[..., TestClient],
-) -> None:
-    """Against the whole guard as the baseline, whatever that one lets through."""
+def failed(result: Result, whole: Result) -> set[str]:
+    """With the whole guard as the baseline, whatever that one lets through."""
     policy = load_gate_policy().model_copy(update={"require_benign": False})
-    whole, without = attacked(target()), attacked(target(injection={"mode": "off"}))
+    return {c.name for c in judge(result, policy, whole) if not c.passed}
+
+
+@pytest.fixture(scope="module")
+def whole(target: Callable[..., TestClient]) -> Result:
+    return attacked(target())
+
+
+def test_with_the_classifier_switched_off_the_gate_fails(
+    target: Callable[..., TestClient], whole: Result
+) -> None:
+    without = attacked(target(injection={"mode": "off"}))
     assert whole.attacks[0].blocked["classifier"] > 0
     # The normaliser, still on, takes the tag characters away; the other disguises get through.
     assert without.attacks[0].wins == without.attacks[0].attempts * 3 // 4
+    assert "regression: ours" not in failed(whole, whole)
+    assert {"regression: ours", "attack_success: ours"} <= failed(without, whole), whole.attacks
 
-    def failed(result: Result) -> set[str]:
-        return {c.name for c in judge(result, policy, whole) if not c.passed}
 
-    assert "regression: ours" not in failed(whole)
-    assert {"regression: ours", "attack_success: ours"} <= failed(without), whole.attacks
+def test_with_the_normaliser_switched_off_the_gate_fails(
+    target: Callable[..., TestClient], whole: Result
+) -> None:
+    """The classifier reads no tag characters, and this target does."""
+    without = attacked(target(normalize={"mode": "off"}))
+    assert without.attacks[0].blocked["classifier"] > 0
+    assert {"regression: ours", "attack_success: ours"} <= failed(without, whole), without.attacks
 
 
 def test_each_setting_switches_off_what_it_says() -> None:
