@@ -18,6 +18,7 @@ from rich.console import Console
 from vauban.commands.local_server import LocalServer, free_port, running, terminable
 from vauban.commands.serve import LOOPBACK, server_command
 from vauban.errors import RedTeamError
+from vauban.policy_output import OUTPUT_DETECTORS
 from vauban.policy_sources import POLICY_FILE_VARIABLE
 from vauban.scripted import ARCHITECTURE, answer_to
 from vauban.standin import MAX_MODEL_LEN, make_standin
@@ -56,14 +57,24 @@ MODELS: Mapping[str, ModelFacts] = {
     ),
 }
 """By the names that they are served as."""
-_OFF = "--additional-config.vauban.{}.mode"
-_STAGES = {"classifier": "injection", "normalise": "normalize", "sandwich": "sandwich"}
+_STAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "classifier": {"injection": ("mode",)},
+    "normalise": {"normalize": ("mode",)},
+    "sandwich": {"sandwich": ("mode",)},
+    "answers": {
+        "output": (*OUTPUT_DETECTORS, "place_canary"),
+        "logprobs": ("mode",),
+        "tools": ("mode",),
+    },
+    "callers": {"extraction": ("mode",), "response": ("mode",)},
+}
+"""Each by the fields that switch it off, in their sections of the policy."""
 GUARDS: Mapping[str, tuple[str, ...]] = {
     "on": (),
     "off": tuple(_STAGES),
-    "normalise": ("classifier", "sandwich"),
-    "sandwich": ("classifier", "normalise"),
-    "classifier": ("normalise", "sandwich"),
+    "normalise": ("classifier", "sandwich", "answers", "callers"),
+    "sandwich": ("classifier", "normalise", "answers", "callers"),
+    "classifier": ("normalise", "sandwich", "answers", "callers"),
 }
 """The stages that each setting switches off; the last three have one stage alone."""
 
@@ -82,9 +93,19 @@ def target_flags(guard: str, model: str) -> list[str]:
         "--kv-cache-memory-bytes", str(256 * 1024 * 1024),
         "--additional-config.vauban.answer.details", "true", *MODELS[model].flags,
     ]  # fmt: skip
-    for stage in GUARDS[guard]:
-        flags += [_OFF.format(_STAGES[stage]), "off"]
+    for section, fields in switched_off(guard).items():
+        for name, value in fields.items():
+            flags += [f"--additional-config.vauban.{section}.{name}", value]
     return flags
+
+
+def switched_off(guard: str) -> dict[str, dict[str, Any]]:
+    """The policy's sections of one of `GUARDS`, as far as it switches anything off."""
+    return {
+        section: dict.fromkeys(fields, "off")
+        for stage in GUARDS[guard]
+        for section, fields in _STAGES[stage].items()
+    }
 
 
 @contextmanager
@@ -196,7 +217,7 @@ def _serve_front_only(
     port = free_port(port)
     if policy_file is not None:
         os.environ[POLICY_FILE_VARIABLE] = str(policy_file.resolve())
-    policy: dict[str, dict[str, Any]] = {_STAGES[s]: {"mode": "off"} for s in GUARDS[guard]}
+    policy = switched_off(guard)
     policy["answer"] = {"details": True}
     policy["audit"] = {"log": "off"}
     with tempfile.TemporaryDirectory(prefix="vauban-target-", ignore_cleanup_errors=True) as place:
