@@ -165,7 +165,10 @@ def main(argv: list[str] | None = None) -> Result:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
     result.measures.append(Measure("most memory of the process", "bytes", (peak,)))
     result.show(Console(width=130))
-    result.write(suffix="-quick" if arguments.quick else "")
+    path = result.write(suffix="-quick" if arguments.quick else "")
+    from benchmarks.plots import draw_all
+
+    draw_all(path)
     return result
 
 

@@ -1,12 +1,13 @@
-"""Pictures of a `serving` result, PNG and SVG, beside it.
+"""Pictures of a `serving` or `extraction_cost` result, PNG and SVG, beside it.
 
-python -m benchmarks.plots [RESULT.json]
+python -m benchmarks.plots [RESULT.json ...]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ PICTURES = {
     "length": "Overhead by prompt length, one client",
     "batches": f"Encoder batches, prompts of {TOKENS} tokens",
 }
+EXTRACTION_PICTURES = {"users": "What the extraction detector costs, by users with full windows"}
 WIDTH, HEIGHT = 7.2, 4.2
 DODGE = 1.025
 """Factor between the arms on the horizontal axis, so that their bars do not hide each other."""
@@ -61,9 +63,10 @@ def select(record: dict[str, Any], x: str, **tags: Any) -> list[Point]:
 def draw_all(path: Path) -> list[Path]:
     """The files written: two of each picture."""
     record = json.loads(path.read_text())
-    drawings = {"concurrency": concurrency, "length": length, "batches": batches}
+    drawings = {"concurrency": concurrency, "length": length, "batches": batches, "users": users}
+    extraction = record["benchmark"] == "extraction_cost"
     written = []
-    for name, title in PICTURES.items():
+    for name, title in (EXTRACTION_PICTURES if extraction else PICTURES).items():
         figure = drawings[name](record)
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
         for kind in ("png", "svg"):
@@ -131,6 +134,44 @@ def batches(record: dict[str, Any]) -> Figure:
     return figure
 
 
+def users(record: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(1.3 * WIDTH, HEIGHT), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, what, unit, scale in (
+        (left, "a request", "processor time a request (µs)", 1.0),
+        (right, "a user", "memory a user (kB)", 1e-3),
+    ):
+        points, aim = _by_users(record, what)
+        spread = [[p.value - p.low for p in points], [p.high - p.value for p in points]]
+        axes.errorbar(
+            [p.x for p in points], [p.value * scale for p in points],
+            yerr=[[scale * part for part in side] for side in spread], label="measured",
+            color=COLOURS[ON], marker=MARKERS[ON], markersize=5, linewidth=1.6, elinewidth=0.9,
+            capsize=3,
+        )  # fmt: skip
+        if aim is not None:
+            axes.axhline(
+                aim * scale, color="0.5", linewidth=1, linestyle="--", label="aim: at most"
+            )
+        axes.set(xscale="log", xlabel="users with full windows", ylabel=unit)
+        axes.set_xticks([p.x for p in points], [f"{p.x:,.0f}" for p in points])
+        axes.minorticks_off()
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+    _finish(figure, left, record)
+    return figure
+
+
+def _by_users(record: dict[str, Any], what: str) -> tuple[list[Point], float | None]:
+    """Measures named "`what`, 1,000 users", and the aim of the last that has one."""
+    points, aim = [], None
+    for row in record["measures"]:
+        if named := re.fullmatch(rf"{what}, ([\d,]+) users", row["name"]):
+            count = float(named[1].replace(",", ""))
+            points.append(Point(count, row["value"], min(row["repeats"]), max(row["repeats"])))
+            aim = row["at_most"] if row["at_most"] is not None else aim
+    return sorted(points, key=lambda point: point.x), aim
+
+
 def _range(bounds: Sequence[int], place: int) -> str:
     """Metrics' buckets double, so the one below is half."""
     high = bounds[place]
@@ -167,11 +208,12 @@ def _plain_numbers(axes: Axes, ticks: Sequence[float]) -> None:
 
 def _finish(figure: Figure, axes: Axes, record: dict[str, Any]) -> None:
     known = record["provenance"]
-    hardware, settings = known["hardware"], record["settings"]
+    hardware = known["hardware"]
+    repeats = max(len(row["repeats"]) for row in record["measures"])
     where = f"{hardware['cores']} hyperthreads of {hardware['cpu']}"
     figure.supxlabel(
         f"{where}, {hardware['gpu'] or 'no GPU'}; commit {known['commit'][:9]};"
-        f" median of {settings['repeats']} repeats, bars: lowest and highest",
+        f" median of {repeats} repeats, bars: lowest and highest",
         fontsize=7, color="0.35", x=0.01, ha="left",
     )  # fmt: skip
     for part in figure.axes:
@@ -183,9 +225,11 @@ def _finish(figure: Figure, axes: Axes, record: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("result", type=Path, nargs="?", default=RESULTS / "serving.json")
-    for path in draw_all(parser.parse_args().result):
-        print(path)
+    whole = [RESULTS / "serving.json", RESULTS / "extraction_cost.json"]
+    parser.add_argument("results", type=Path, nargs="*", default=whole, metavar="RESULT.json")
+    for result in parser.parse_args().results:
+        for path in draw_all(result):
+            print(path)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from typing import Any
 
 from benchmarks.plots import LABELS, PICTURES
 from benchmarks.provenance import ROOT
-from benchmarks.results import RESULTS
+from benchmarks.results import RESULTS, Measure
 from benchmarks.serving_arms import OFF, ON
+from benchmarks.serving_measures import fits
 from benchmarks.stages import STAGES
 
 START, END = "<!-- serving: python -m benchmarks.readme -->", "<!-- end of serving -->"
@@ -45,7 +46,9 @@ def front_page(record: dict[str, Any]) -> str:
         ("Processor time a request, all processes, ms: without a guard, and what each adds.",
          _table(record, "CPU time a request", "CPU time added a request")),
     ]  # fmt: skip
-    grows = [f"- {note}" for note in record["notes"]]
+    found = [Measure(row["name"], row["unit"], tuple(row["repeats"]), tags=row["tags"])
+             for row in record["measures"]]  # fmt: skip
+    grows = [f"- {note}" for note in (*fits(found), record["notes"][-1])]
     return "\n\n".join(
         [_run(record), *(f"{what}\n\n{table}" for what, table in tables), "\n".join(pictures),
          "How costs grow (exponent with its 95% interval), and false alarms:",

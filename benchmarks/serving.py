@@ -35,7 +35,7 @@ from benchmarks.prompts import prompts
 from benchmarks.provenance import load
 from benchmarks.results import Result
 from benchmarks.serving_arms import BLOCK_AT, GUARDED, NAMES, OFF, ON, POLICIES, arms
-from benchmarks.serving_measures import TOKENS, Cell, Shot, Taken, measures, notes
+from benchmarks.serving_measures import TOKENS, Cell, Shot, Taken, false_alarms, fits, measures
 from benchmarks.stages import between, scrape
 from benchmarks.vs_proxy import Arm, alone
 from rich.console import Console
@@ -181,7 +181,9 @@ def _result(taken: Taken) -> Result:
         "repeats": min(map(len, taken.values())), "output_tokens": OUTPUT_TOKENS,
         "block_at": BLOCK_AT, "policies": POLICIES,
     }  # fmt: skip
-    return Result("serving", settings, POLICIES[ON], list(measures(taken)), notes(taken))
+    found = measures(taken)
+    notes = [*fits(found), false_alarms(taken)]
+    return Result("serving", settings, POLICIES[ON], found, notes)
 
 
 if __name__ == "__main__":

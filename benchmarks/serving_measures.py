@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +57,12 @@ _MEDIANS: Mapping[str, Callable[[Sent], float]] = {
 }
 
 
-def measures(taken: Taken) -> Iterator[Measure]:
+def measures(taken: Taken) -> list[Measure]:
+    found = list(_each(taken))
+    return [*found, *_growths(found)]
+
+
+def _each(taken: Taken) -> Iterator[Measure]:
     for (arm, cell), repeats in taken.items():
         for metric, of in _MEDIANS.items():
             yield _measure(metric, "ms", arm, cell, [of(shot.sent) for shot in repeats])
@@ -73,7 +79,6 @@ def measures(taken: Taken) -> Iterator[Measure]:
         if cell.attacks and arm != OFF:
             yield from _blocked(arm, cell, [shot.sent for shot in repeats])
         yield from _stages(arm, cell, [shot.stages for shot in repeats])
-    yield from _growths(taken)
 
 
 def _first(shot: Shot) -> float:
@@ -114,33 +119,38 @@ class Curve:
     """What the guard adds to a request in milliseconds, by a size, one per repeat."""
 
     name: str
-    costs: Mapping[float, list[float]]
+    costs: Mapping[float, Sequence[float]]
 
 
-def curves(taken: Taken) -> Iterator[Curve]:
+_BY_TOKENS, _BY_CLIENTS = "by prompt tokens (1 client)", f"by clients ({TOKENS} tokens)"
+_CURVES = (
+    ("first token added", "first token added p50", _BY_TOKENS),
+    ("encoder pass", "encoder pass mean", _BY_TOKENS),
+    ("CPU time added a request", "CPU time added a request", _BY_TOKENS),
+    ("first token added", "first token added p50", _BY_CLIENTS),
+    ("CPU time added a request", "CPU time added a request", _BY_CLIENTS),
+)
+"""What is fitted, of which metric, by which size."""
+
+
+def curves(found: Sequence[Measure]) -> Iterator[Curve]:
     """How the guard's cost grows with the prompt and with the number of clients."""
-    first, passes, length_cpu, crowd_cpu = {}, {}, {}, {}
-    for (arm, cell), repeats in taken.items():
-        if arm != ON or cell.attacks or not cell.load.clients:
-            continue
-        pairs = list(zip(repeats, taken[OFF, cell], strict=True))
-        cpu = [on.cpu_ms - off.cpu_ms for on, off in pairs]
-        if cell.load.clients == 1:
-            tokens = float(cell.tokens)
-            first[tokens] = [_first(on) - _first(off) for on, off in pairs]
-            passes[tokens] = [on.stages.mean_ms.get("encoder pass", 0.0) for on in repeats]
-            length_cpu[tokens] = cpu
-        if cell.tokens == TOKENS:
-            crowd_cpu[float(cell.load.clients)] = cpu
-    yield Curve("first token added, by prompt tokens (1 client)", first)
-    yield Curve("encoder pass, by prompt tokens (1 client)", passes)
-    yield Curve("CPU time added a request, by prompt tokens (1 client)", length_cpu)
-    yield Curve(f"CPU time added a request, by clients ({TOKENS} tokens)", crowd_cpu)
+    for what, metric, size in _CURVES:
+        costs = {}
+        for measure in found:
+            tags = measure.tags
+            if tags.get("metric") != metric or tags["arm"] != ON or tags["attacks"]:
+                continue
+            if size == _BY_TOKENS and tags["clients"] == 1:
+                costs[float(tags["tokens"])] = measure.repeats
+            elif size == _BY_CLIENTS and tags["tokens"] == TOKENS and tags["clients"]:
+                costs[float(tags["clients"])] = measure.repeats
+        yield Curve(f"{what}, {size}", costs)
 
 
-def _growths(taken: Taken) -> Iterator[Measure]:
-    for curve in curves(taken):
-        repeats = min(map(len, curve.costs.values()))
+def _growths(found: Sequence[Measure]) -> Iterator[Measure]:
+    for curve in curves(found):
+        repeats = min(map(len, curve.costs.values()), default=0)
         exponents = []
         for turn in range(repeats):
             points = {size: [costs[turn]] for size, costs in curve.costs.items()}
@@ -151,16 +161,28 @@ def _growths(taken: Taken) -> Iterator[Measure]:
                           tags={"metric": "exponent"})  # fmt: skip
 
 
-def notes(taken: Taken) -> list[str]:
-    found = []
-    for curve in curves(taken):
+def fits(found: Sequence[Measure]) -> list[str]:
+    """The exponent of each curve, with its interval.
+
+    A difference of two noisy times may come out below 0 in a repeat, and has no logarithm then; the
+    curve is fitted to the medians, which are few, so that its interval is wide.
+    """
+    lines = []
+    for curve in curves(found):
+        costs, how = curve.costs, ""
+        if any(cost <= 0 for repeats in costs.values() for cost in repeats):
+            costs = {size: [statistics.median(repeats)] for size, repeats in costs.items()}
+            how = f", fitted to the medians of {len(costs)} sizes: some repeats are not above 0"
         try:
-            found.append(f"{curve.name}: {growth(curve.costs)}")
+            lines.append(f"{curve.name}: {growth(costs)}{how}")
         except ValueError as error:
-            found.append(f"{curve.name}: not fitted, {error}")
+            lines.append(f"{curve.name}: not fitted, {error}")
+    return lines
+
+
+def false_alarms(taken: Taken) -> str:
     harmless = [
         shot.sent.harmless for (arm, _), repeats in taken.items() if arm != OFF for shot in repeats
     ]
     blocked, of = sum(stop for _, stop in harmless), sum(count for count, _ in harmless)
-    found.append(f"{blocked} of {of} harmless prompts were blocked, over all guarded arms.")
-    return found
+    return f"{blocked} of {of} harmless prompts were blocked, over all guarded arms."

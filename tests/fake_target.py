@@ -15,7 +15,8 @@ BLOCKED = {"error": {"code": "content_filter", "reason": "prompt_injection", "me
 
 
 class Target(ThreadingHTTPServer):
-    """`mode` may be changed while it runs. `seen` has the bodies, `keys` the credentials."""
+    """`mode` may be changed while it runs. `seen` has the bodies, `keys` the credentials; `models`
+    are listed."""
 
     daemon_threads = True
 
@@ -24,6 +25,7 @@ class Target(ThreadingHTTPServer):
         self.mode = "answer"
         self.seen: list[Any] = []
         self.keys: list[str | None] = []
+        self.models: list[str] = []
 
     @property
     def url(self) -> str:
@@ -37,7 +39,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._send(200, {"data": [], "version": "9.9.9"})
+        self._send(200, {"data": [{"id": name} for name in self.server.models], "version": "9.9.9"})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))

@@ -18,7 +18,7 @@ def test_pages_show_the_committed_result(page):
 def test_every_load_and_arm_is_in_the_tables(tmp_path):
     cells = {str(cell): cell.count for _, cell in taken()}
     settings = {"arms": ["off", "on", "proxy"], "repeats": 2, "cells": cells}
-    path = Result("serving", settings, measures=list(measures(taken()))).write(tmp_path)
+    path = Result("serving", settings, measures=measures(taken()), notes=["none"]).write(tmp_path)
     record = json.loads(path.read_text())
     front = front_page(record)
     assert "| load | no guard | vauban | same classifier behind a proxy |" in front

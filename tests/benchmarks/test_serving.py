@@ -14,12 +14,12 @@ import pytest
 from benchmarks.client import OUTPUT_TOKENS, Load, Sent, read, send
 from benchmarks.growth import growth
 from benchmarks.load import Refused
-from benchmarks.plots import draw_all, select
+from benchmarks.plots import draw_all, select, users
 from benchmarks.prompts import ATTACKS, Prompt, prompts, spread
-from benchmarks.results import Result
+from benchmarks.results import Measure, Result
 from benchmarks.servers import free_port, running
 from benchmarks.serving import Turns, run
-from benchmarks.serving_measures import Cell, Shot, measures, notes
+from benchmarks.serving_measures import Cell, Shot, false_alarms, fits, measures
 from benchmarks.stages import Stages, between, samples
 from benchmarks.vs_proxy import Arm
 from canned import CannedServer
@@ -224,19 +224,50 @@ def test_measures_of_each_arm_and_how_they_grow():
     assert found["CPU time added a request (proxy, 512 tokens, 1 client)"].value == 1024
     flat = "exponent of growth: CPU time added a request, by clients (128 tokens)"
     assert flat not in found  # two sizes are too few
-    lines = notes(taken())
+    lines = fits(list(found.values()))
     assert lines[0].startswith("first token added, by prompt tokens (1 client): size^1.00")
-    assert "0 of" in lines[-1]
+    assert lines[-1].startswith("CPU time added a request, by clients (128 tokens): size^0.00")
+    assert false_alarms(taken()).startswith("0 of ")
+
+
+def test_a_cost_that_noise_took_below_zero_is_fitted_by_its_medians():
+    def noisy(values, cell):
+        tags = {"metric": "CPU time added a request", "arm": "on", **cell.tags}
+        return Measure(f"CPU time, {cell}", "ms", values, tags=tags)
+
+    cells = [Cell(tokens, Load(clients=1), 1) for tokens in (64, 256, 1024)]
+    found = [noisy((-5.0, float(cell.tokens), 1e6), cell) for cell in cells]
+    cpu = next(line for line in fits(found) if line.startswith("CPU time added a request, by pr"))
+    assert "size^1.00 (1.00 to 1.00), fitted to the medians of 3 sizes" in cpu
+    below = [noisy((-5.0, -1.0, 1e6), cell) for cell in cells]
+    assert "not fitted, sizes and costs must be above 0" in fits(below)[2]
+    assert "not fitted, growth needs" in fits(below)[0]  # nothing of it was measured
 
 
 def test_pictures_are_drawn_from_a_result(tmp_path):
     settings = {"arms": ["off", "on", "proxy"], "repeats": 2}
-    path = Result("serving", settings, measures=list(measures(taken()))).write(tmp_path)
+    path = Result("serving", settings, measures=measures(taken())).write(tmp_path)
     record = json.loads(path.read_text())
     points = select(record, "tokens", metric="first token added p50", arm="on", clients=1)
     assert [(point.x, point.value) for point in points] == [(64, 64), (128, 128), (512, 512)]
-    written = draw_all(path)
-    assert len(written) == 6
+    pictures_are(draw_all(path), 6)
+
+
+def test_the_extraction_detectors_cost_is_drawn_by_users(tmp_path):
+    sizes = {10: (70.0, 80.0), 1_000: (75.0, 90.0), 100_000: (95.0, 99.0)}
+    found = [Measure(f"a request, {n:,} users", "µs", us, at_most=60.0) for n, us in sizes.items()]
+    found += [Measure(f"a user, {n:,} users", "bytes", (42_000.0,)) for n in sizes]
+    found.append(Measure("100,000 users in 256 MiB: a request of a stranger", "µs", (53.0,)))
+    path = Result("extraction_cost", measures=found).write(tmp_path)
+    left, right = users(json.loads(path.read_text())).axes
+    assert list(left.lines[0].get_xydata()[:, 0]) == list(sizes)
+    assert list(left.lines[0].get_xydata()[:, 1]) == [75.0, 82.5, 97.0]
+    assert set(right.lines[0].get_xydata()[:, 1]) == {42.0}
+    pictures_are(draw_all(path), 2)
+
+
+def pictures_are(written, count):
+    assert len(written) == count
     for target in written:
         if target.suffix == ".png":
             assert target.read_bytes().startswith(b"\x89PNG")

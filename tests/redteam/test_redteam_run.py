@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from fake_target import Target, serving
 from vauban.cli import app
+from vauban.commands.redteam_target import MODELS, SCRIPTED, TRAINED, mark
 from vauban.errors import RedTeamError
 from vauban.redteam import garak_run, run
 from vauban.redteam.benign import Harmless, Suite
@@ -163,6 +164,27 @@ def test_nobody_is_there() -> None:
     with pytest.raises(RedTeamError, match=r"127\.0\.0\.1:1 does not answer") as told:
         run.run_all([], settings, CONSOLE)
     assert "hidden" not in str(told.value)
+
+
+def test_a_target_of_ours_is_known_by_its_mark_and_not_by_its_name(
+    attack: Callable[..., Result], target: Target, tmp_path: Path
+) -> None:
+    suite, out = tmp_path / "mine.jsonl", tmp_path / "out.json"
+    suite.write_text(json.dumps({"text": "Say one"}) + "\n")
+
+    def told(*more: str) -> tuple[str, str]:
+        arguments = ["--target", target.url, "--out", str(out), "--benign", str(suite), *more]
+        done = CliRunner().invoke(app, ["redteam", "garak", *arguments])
+        assert done.exit_code == 0, done.output
+        run = Result.model_validate_json(out.read_bytes()).provenance
+        return run.model, run.target_note
+
+    target.models = [SCRIPTED, TRAINED]  # a user's own, that happen to be called so
+    assert told("--model", TRAINED) == (TRAINED, "")
+    target.models = ["scripted", mark(SCRIPTED)]
+    for named in ((), ("--model", SCRIPTED)):
+        assert told(*named) == (SCRIPTED, MODELS[SCRIPTED].note)
+    assert told("--note", "half of it")[1] == "half of it"
 
 
 def test_the_command_writes_a_result_that_the_gate_reads(

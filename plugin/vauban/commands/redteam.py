@@ -187,7 +187,7 @@ def _settings(
     note: str,
     benign: Path | None,
 ) -> Settings:
-    from vauban.commands.redteam_target import MODELS
+    from vauban.commands.redteam_target import MODELS, mark
     from vauban.redteam.benign import Suite, read_suite
     from vauban.redteam.relay import Bounds
     from vauban.redteam.run import Server, Settings
@@ -202,7 +202,8 @@ def _settings(
         parallel=parallel,
         limit_s=limit_s,
         bounds=Bounds(request_s=request_s),
-        note=note or (MODELS[model].note if model and model in MODELS else ""),
+        note=note,
+        notes={mark(name): about.note for name, about in MODELS.items()},
         command=shlex.join(["vauban", *sys.argv[1:]])[:2_000],
         hardware=f"{platform.machine()}, {os.cpu_count()} CPUs",
     )

@@ -35,12 +35,13 @@ VERSION = "front-only"
 class Answering:
     """A model, and who answers for it.
 
-    `directory`: of its tokenizer and chat template. `answer`: from a rendered prompt, and the most
-    tokens that may be made of it, which the prompt leaves room for in the context. An answer may be
-    longer all the same, and is then cut.
+    `mark`: another name that it is listed by. `directory`: of its tokenizer and chat template.
+    `answer`: from a rendered prompt, and the most tokens that may be made of it, which the prompt
+    leaves room for in the context. An answer may be longer all the same, and is then cut.
     """
 
     name: str
+    mark: str
     directory: Path
     context_tokens: int
     answer: Callable[[str, int], str]
@@ -55,7 +56,8 @@ def front_only_app(model: Answering, policy: Mapping[str, Any]) -> Starlette:
     """
     tokenizer = load_tokenizer(model.directory)
     sections = {**policy, "encoder": {**policy.get("encoder", {}), "place": "front"}}
-    listed = {"object": "list", "data": [{"id": model.name, "object": "model"}]}
+    names = [{"id": name, "object": "model"} for name in (model.name, model.mark)]
+    listed = {"object": "list", "data": names}
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", partial(_chat, model, tokenizer), methods=["POST"]),

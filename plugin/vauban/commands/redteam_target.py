@@ -18,6 +18,7 @@ from rich.console import Console
 from vauban.commands.local_server import LocalServer, free_port, running, terminable
 from vauban.commands.serve import LOOPBACK, server_command
 from vauban.errors import RedTeamError
+from vauban.policy_output import OUTPUT_DETECTORS
 from vauban.policy_sources import POLICY_FILE_VARIABLE
 from vauban.scripted import ARCHITECTURE, answer_to
 from vauban.standin import MAX_MODEL_LEN, make_standin
@@ -56,29 +57,55 @@ MODELS: Mapping[str, ModelFacts] = {
     ),
 }
 """By the names that they are served as."""
-_OFF = "--additional-config.vauban.{}.mode"
-_STAGES = {"classifier": "injection", "normalise": "normalize", "sandwich": "sandwich"}
+_STAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "classifier": {"injection": ("mode",)},
+    "normalise": {"normalize": ("mode",)},
+    "sandwich": {"sandwich": ("mode",)},
+    "answers": {
+        "output": (*OUTPUT_DETECTORS, "place_canary"),
+        "logprobs": ("mode",),
+        "tools": ("mode",),
+    },
+    "callers": {"extraction": ("mode",), "response": ("mode",)},
+}
+"""Each by the fields that switch it off, in their sections of the policy."""
 GUARDS: Mapping[str, tuple[str, ...]] = {
     "on": (),
     "off": tuple(_STAGES),
-    "normalise": ("classifier", "sandwich"),
-    "sandwich": ("classifier", "normalise"),
-    "classifier": ("normalise", "sandwich"),
+    "normalise": ("classifier", "sandwich", "answers", "callers"),
+    "sandwich": ("classifier", "normalise", "answers", "callers"),
+    "classifier": ("normalise", "sandwich", "answers", "callers"),
 }
 """The stages that each setting switches off; the last three have one stage alone."""
+
+
+def mark(model: str) -> str:
+    """A second name of each of `MODELS`, by which a result knows that the target was ours: anybody
+    may call a model of theirs `trained`."""
+    return f"vauban-redteam-target/{model}"
 
 
 def target_flags(guard: str, model: str) -> list[str]:
     """vLLM's flags for one of `MODELS` under one of `GUARDS`."""
     flags = [
-        "--served-model-name", model, "--dtype", "float32", "--enforce-eager",
+        "--served-model-name", model, mark(model), "--dtype", "float32", "--enforce-eager",
         "--max-model-len", str(MODELS[model].context_tokens),
         "--kv-cache-memory-bytes", str(256 * 1024 * 1024),
         "--additional-config.vauban.answer.details", "true", *MODELS[model].flags,
     ]  # fmt: skip
-    for stage in GUARDS[guard]:
-        flags += [_OFF.format(_STAGES[stage]), "off"]
+    for section, fields in switched_off(guard).items():
+        for name, value in fields.items():
+            flags += [f"--additional-config.vauban.{section}.{name}", value]
     return flags
+
+
+def switched_off(guard: str) -> dict[str, dict[str, Any]]:
+    """The policy's sections of one of `GUARDS`, as far as it switches anything off."""
+    return {
+        section: dict.fromkeys(fields, "off")
+        for stage in GUARDS[guard]
+        for section, fields in _STAGES[stage].items()
+    }
 
 
 @contextmanager
@@ -130,7 +157,9 @@ def answering(model: str, place: Path) -> Answering:
 
     directory, about = _directory(model, place), MODELS[model]
     answer = (lambda prompt, _: answer_to(prompt)) if model == SCRIPTED else Answerer(directory)
-    return Answering(model, directory, about.context_tokens, answer, about.max_answer_tokens)
+    return Answering(
+        model, mark(model), directory, about.context_tokens, answer, about.max_answer_tokens
+    )
 
 
 def check_guard(guard: str) -> None:
@@ -188,7 +217,7 @@ def _serve_front_only(
     port = free_port(port)
     if policy_file is not None:
         os.environ[POLICY_FILE_VARIABLE] = str(policy_file.resolve())
-    policy: dict[str, dict[str, Any]] = {_STAGES[s]: {"mode": "off"} for s in GUARDS[guard]}
+    policy = switched_off(guard)
     policy["answer"] = {"details": True}
     policy["audit"] = {"log": "off"}
     with tempfile.TemporaryDirectory(prefix="vauban-target-", ignore_cleanup_errors=True) as place:

@@ -54,6 +54,8 @@ class Settings:
     """What to attack, with what. `limit_s` is per tool; None takes the profile's own.
 
     `baseline`: the same model without the guard. `parallel`: requests at once of a tool.
+    `notes`: what readers must know of a target that lists this among its models, where `note`
+    says nothing.
     """
 
     target: Server
@@ -64,6 +66,7 @@ class Settings:
     limit_s: float | None = None
     bounds: Bounds = field(default_factory=Bounds)
     note: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
     hardware: str = ""
     attacker: Attacker | None = None
@@ -99,6 +102,7 @@ class _Side:
     server: Server
     endpoint: Endpoint
     build: str
+    listed: Sequence[str]
     tools: list[ToolRun] = field(default_factory=list)
     attacks: list[AttackResult] = field(default_factory=list)
     digest: str = "unknown"
@@ -129,7 +133,8 @@ def run_all(tools: Sequence[str], settings: Settings, console: Console) -> Resul
         provenance=Provenance(
             vauban=__version__, started=started.isoformat(timespec="seconds"),
             command=settings.command, target=_host(target.endpoint.base),
-            model=target.endpoint.model, target_note=settings.note, profile=settings.profile,
+            model=target.endpoint.model, target_note=_note(settings, target.listed),
+            profile=settings.profile,
             seed=settings.seed, policy_digest=target.digest, server_build=target.build,
             hardware=settings.hardware,
         ),
@@ -143,9 +148,14 @@ def _side(stack: ExitStack, server: Server, settings: Settings) -> _Side:
     client = stack.enter_context(
         httpx.Client(timeout=settings.bounds.request_s, trust_env=False, headers=headers)
     )
-    model = _preflight(client, server)
+    listed = _preflight(client, server)
+    model = listed[0][:200] if server.model is None else server.model
     endpoint = Endpoint(client, server.base, model, settings.bounds.request_s)
-    return _Side(server, endpoint, _server_build(client, server))
+    return _Side(server, endpoint, _server_build(client, server), listed)
+
+
+def _note(settings: Settings, listed: Sequence[str]) -> str:
+    return settings.note or next((n for m, n in settings.notes.items() if m in listed), "")
 
 
 def _send_harmless(sides: Sequence[_Side], settings: Settings, console: Console) -> Compared:
@@ -203,8 +213,8 @@ def _controls_run(controls: Controls, seconds: float) -> ToolRun:
     )  # fmt: skip
 
 
-def _preflight(client: httpx.Client, server: Server) -> str:
-    """The model to ask for."""
+def _preflight(client: httpx.Client, server: Server) -> list[str]:
+    """The models that it lists: at least one where none is named."""
     host = _host(server.base)
     try:
         answer = ask_within(client, "GET", f"{server.base}/v1/models", _PREFLIGHT_S)
@@ -214,12 +224,13 @@ def _preflight(client: httpx.Client, server: Server) -> str:
         raise RedTeamError(
             f"{host} wants a key: OPENAI_API_KEY for the target, VAUBAN_BASELINE_KEY for --baseline"
         )
-    if server.model is not None:
-        return server.model
     try:
-        return str(answer.json()["data"][0]["id"])[:200]
-    except (ValueError, KeyError, IndexError, TypeError):
-        raise RedTeamError(f"{host} does not list its models; name one by --model") from None
+        listed = [str(entry["id"]) for entry in answer.json()["data"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        listed = []
+    if not listed and server.model is None:
+        raise RedTeamError(f"{host} does not list its models; name one by --model")
+    return listed
 
 
 def _server_build(client: httpx.Client, server: Server) -> str:
