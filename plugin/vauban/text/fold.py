@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 
 import regex
@@ -25,25 +25,33 @@ from vauban.text.words import known_english, replace_words
 # --- characters ------------------------------------------------------------------------------
 
 # Scripts whose words are not set apart by spaces would be mixed with Latin in ordinary text.
-_UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Bopomofo}\p{Thai}\p{Lao}"
-                          r"\p{Khmer}\p{Myanmar}\p{Tibetan}]")  # fmt: skip
+_UNSPACED = (
+    r"\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u2fff\u3005-\u318f\u31a0-\u31ff\u3400-\u9fff"
+    r"\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff"
+)
 _ORDINARY_LATIN = range(0xC0, 0x250)  # letters of European alphabets, not disguises
 _SMALL_CAPITALS = (range(0x250, 0x2B0), range(0x1D00, 0x1D80), range(0xA720, 0xA800))
 # One character, 18 after NFKC: a formula of honour that would multiply the detector's work.
 _LONG_LIGATURES = {0xFDFA: " ", 0xFDFB: " "}
 _SPACES = {0x1680: " ", 0x2028: "\n", 0x2029: "\n", 0x2800: " "}
+# NFKC makes a final sigma of the lunate one, which looks like "c".
+_LUNATE = {ord("ϲ"): "ς", ord("Ϲ"): "Σ"}
+_NOT_LUNATE = re.compile("[^ϲϹ]+")
 _TURKISH = re.compile("[ğşİĞŞə]")
 _INVISIBLE = regex.compile(rf"[\p{{Cf}}\p{{Variation_Selector}}\u034f{GENERAL_MARKS}]+", regex.V1)
 _PILE = re.compile(f"[{GENERAL_MARKS}]{{3,}}")  # no letter of a living language has three
-_WORD = re.compile(r"\w+")
-_ASCII_LETTER = re.compile("[A-Za-z]")
-_FOREIGN_LETTER = regex.compile(r"[\p{L}--\p{Latin}]", regex.V1)
+_UNSPACED_LETTER = re.compile(f"[{_UNSPACED}]")
+_WORD = re.compile(rf"[^\W{_UNSPACED}]+")
+# Accents do not make a letter a disguise; small capitals and phonetic letters may be one.
+_LATIN = r"A-Za-z\u00c0-\u024f\u1e00-\u1eff"
+_LATIN_LETTER = re.compile(f"[{_LATIN}]")
+_FOREIGN_LETTER = regex.compile(rf"[\p{{L}}--[{_LATIN}]]", regex.V1)
 
 
 def _latin_look_alike(char: str, targets: list[str]) -> str | None:
     same = str.isalpha if char.isalpha() else str.isalnum
     target = next((t for t in targets if len(t) == 1 and t.isascii() and same(t)), None)
-    if target is None or _UNSPACED.match(char) or ord(char) in _ORDINARY_LATIN:
+    if target is None or _UNSPACED_LETTER.match(char) or ord(char) in _ORDINARY_LATIN:
         return None
     # UTS #39 writes every vertical stroke as "l"; a capital one is read as "I".
     return "I" if target == "l" and char.isupper() else target
@@ -76,27 +84,44 @@ def _look_alikes() -> dict[int, str]:
     return table
 
 
+@lru_cache(maxsize=4096)
+def _script(letter: str) -> str:
+    return unicodedata.name(letter, "").partition(" ")[0]
+
+
 def _fold_look_alikes(text: str) -> tuple[str, int]:
+    """Words that mix scripts are disguised; words of one script are where most of its words are.
+
+    A word of look-alikes alone may be a true one: it counts by how many words of its script are
+    surely disguised, or look so, against those that no Latin word looks like.
+    """
     table = _look_alikes()
-    mixed: dict[str, str] = {}
-    whole: dict[str, str] = {}
-    foreign = 0
+    folds: dict[str, str] = {}
+    whole: dict[str, dict[str, str]] = {}
+    sides: Counter[str] = Counter()
     for word in set(_WORD.findall(text)):
         if word.isascii():
             continue
+        foreign = _FOREIGN_LETTER.findall(word)
+        scripts = {_script(letter) for letter in foreign}
         folded = word.translate(table)
-        latin = len(_ASCII_LETTER.findall(word))
-        if folded != word and latin and (folded.isascii() or latin * 2 >= len(word)):
-            mixed[word] = folded
-        elif folded != word and folded.isascii():
-            whole[word] = folded
-        elif _FOREIGN_LETTER.search(word):
-            foreign += 1
-    if len(whole) > foreign:
-        mixed |= whole
-    if not mixed:
-        return text, 0
-    return replace_words(_WORD, text, mixed)
+        latin = len(_LATIN_LETTER.findall(word))
+        read = _FOREIGN_LETTER.search(folded) is None
+        if folded != word and (
+            (latin and (read or latin * 2 >= len(word))) or (read and len(scripts) > 1)
+        ):
+            folds[word] = folded
+            sides.update(scripts)
+        elif foreign and folded.isascii():
+            script = min(scripts)
+            whole.setdefault(script, {})[word] = folded
+            sides[script] += 1
+        else:
+            sides.subtract(scripts)
+    for script, words in whole.items():
+        if sides[script] > 0:
+            folds |= words
+    return replace_words(_WORD, text, folds) if folds else (text, 0)
 
 
 def fold_characters(text: str) -> tuple[str, int]:
@@ -108,11 +133,14 @@ def fold_characters(text: str) -> tuple[str, int]:
     if text.isascii():
         return text, 0
     text = _PILE.sub("", text).translate(_LONG_LIGATURES)
-    text = unicodedata.normalize("NFKC", text)
+    text = _NOT_LUNATE.sub(lambda part: unicodedata.normalize("NFKC", part.group()), text)
     text = _INVISIBLE.sub("", text).translate(_plain_table())
     if "ı" in text and not _TURKISH.search(text):
         text = text.replace("ı", "i")
-    return (text, 0) if text.isascii() else _fold_look_alikes(text)
+    if text.isascii():
+        return text, 0
+    text, look_alikes = _fold_look_alikes(text)
+    return text.translate(_LUNATE), look_alikes
 
 
 # --- words -----------------------------------------------------------------------------------
