@@ -18,7 +18,7 @@ from itertools import pairwise
 import regex
 from confusable_homoglyphs.confusables import confusables_data
 
-from vauban.text.leet import undo_leet
+from vauban.text.leet import leet_shape, undo_leet
 from vauban.text.unicode_clean import GENERAL_MARKS
 from vauban.text.words import known_english, replace_words
 
@@ -153,38 +153,46 @@ _DOTTED_HINT = re.compile(r"[._*~|·•/-]\w[._*~|·•/-]\w[._*~|·•/-]")
 _DOTTED = re.compile(r"(?<![^\W_])[^\W_](?:(?:[._*~|·•/-]| {1,7})[^\W_](?![^\W_])){3,}")
 _BLANKS = re.compile(r"[ \n\t]+")
 _DELIMITED_HINT = re.compile(r"([._*~|·•/-])(?!\1)\S\1")
+_SPACED_GAPS = re.compile(r"([ \n\t]+)")
 _SEPARATOR = re.compile(r"[ \n\t]+|[._*~|·•/-]")
 _SEPARATORS = re.compile(rf"({_SEPARATOR.pattern})")
+_LETTER = regex.compile(r"[\p{L}\p{M}]")
+_HEX = re.compile(r"(?:0[xX])?(?=[0-9]*[A-Fa-f])[0-9A-Fa-f]{32,}")
 _MIN_LETTERS = 5
 _MIN_LETTER_SHARE = 0.75
-_MIN_DELIMITED_SHARE = 0.25
-_SEGMENT_MIN_CHARS = 10
+_MIN_WORDS_SHARE = 0.1  # of letters, where gaps show the words; text in hex has more
+_SPLIT, _LONG = 10, 20  # characters from which it may be several words, and surely is
 
 
 @cache
-def _word_sizes() -> dict[str, frozenset[int]]:
-    """The lengths of known words by their last two letters."""
+def _known_shapes() -> frozenset[str]:
+    return frozenset(map(leet_shape, known_english()))
+
+
+@cache
+def _shape_sizes() -> dict[str, frozenset[int]]:
+    """The lengths of known words' shapes by their last two letters."""
     sizes: dict[str, set[int]] = {}
-    for word in known_english():
+    for word in _known_shapes():
         if len(word) > 1:
             sizes.setdefault(word[-2:], set()).add(len(word))
     return {ending: frozenset(found) for ending, found in sizes.items()}
 
 
-def _split_words(joined: str) -> str:
-    """Blanks put back into "ignoreallrules", if known words make up most of it.
+def _split_words(joined: str) -> str | None:
+    """Blanks put back into "ignoreallrules"; None unless known words make up most of it.
 
     The split that covers the most, long words first: the sum of squared word lengths is maximal.
     """
-    lower, known_words = joined.lower(), known_english()
-    sizes_by_ending = _word_sizes()
+    lower = leet_shape(joined.lower())
+    known_shapes, sizes_by_ending = _known_shapes(), _shape_sizes()
     best = [0] * (len(lower) + 1)
     size_at = [1] * (len(lower) + 1)
     for end in range(1, len(lower) + 1):
         best[end] = best[end - 1]
         for size in sizes_by_ending.get(lower[end - 2 : end], ()):
             score = best[end - size] + size * size if size <= end else 0
-            if score > best[end] and lower[end - size : end] in known_words:
+            if score > best[end] and lower[end - size : end] in known_shapes:
                 best[end], size_at[end] = score, size
     cuts = {len(joined)}
     known = 0
@@ -196,16 +204,46 @@ def _split_words(joined: str) -> str:
             cuts |= {end - size, end}
         end -= size
     if known < _MIN_LETTER_SHARE * len(joined):
-        return joined
+        return None
     return " ".join(joined[a:b] for a, b in pairwise(sorted(cuts | {0})))
 
 
-def _join(match: re.Match[str]) -> str:
+def _join_spaced(match: re.Match[str]) -> str:
+    """Single characters joined: where wider gaps show words, or where they are letters."""
+    run = match.group()
+    gaps = Counter(_BLANKS.findall(run))
+    between = min(gaps, key=lambda gap: (len(gap), -gaps[gap]))
+    words = "".join(
+        part if at % 2 == 0 else "" if part == between else " "
+        for at, part in enumerate(_SPACED_GAPS.split(run))
+    ).split(" ")
+    letters, chars = len(_LETTER.findall(run)), sum(map(len, words))
+    if letters < _MIN_LETTERS or gaps[between] * 2 < gaps.total():
+        return run
+    if letters >= _MIN_LETTER_SHARE * chars:
+        return " ".join(_spread(word, at_least=_LONG if words[1:] else _SPLIT) for word in words)
+    if len(words) == 1:
+        # A sum, or a table's row, unless it could be decoded or read.
+        if _HEX.fullmatch(words[0]):
+            return words[0]
+        return (_split_words(words[0]) if 2 * letters >= chars else None) or run
+    longer = sum(len(word) > 1 for word in words)
+    shown = letters >= _MIN_WORDS_SHARE * chars and 2 * longer >= len(words)
+    return " ".join(words) if shown else run
+
+
+@cache
+def _delimited(sign: str) -> re.Pattern[str]:
+    """Words, set apart by blanks, in which every second character is `sign`."""
+    word = rf"\S(?:{re.escape(sign)}\S)*"
+    return re.compile(rf"(?<!\S){word}(?:[ \n\t]{{1,7}}{word})*(?!\S)")
+
+
+def _join_dotted(match: re.Match[str]) -> str:
     run = match.group()
     gaps = Counter(gap.group() for gap in _SEPARATOR.finditer(run, 1))
-    spaced = run[1].isspace()
     # What stands between the letters; any other gap is between words.
-    between = min(gaps, key=len) if spaced else run[1]
+    between = min(gaps, key=len) if run[1].isspace() else run[1]
     letters = sum(map(str.isalpha, run))
     others = len(run) - sum(len(gap) * n for gap, n in gaps.items()) - letters
     # Sums, tables of digits and rulers are not words.
@@ -219,15 +257,8 @@ def _join(match: re.Match[str]) -> str:
     return " ".join(map(_spread, words))
 
 
-def _spread(word: str) -> str:
-    return _split_words(word) if len(word) >= _SEGMENT_MIN_CHARS else word
-
-
-@cache
-def _delimited(sign: str) -> re.Pattern[str]:
-    """Words, set apart by blanks, in which every second character is `sign`."""
-    word = rf"\S(?:{re.escape(sign)}\S)*"
-    return re.compile(rf"(?<!\S){word}(?:[ \n\t]{{1,7}}{word})*(?!\S)")
+def _spread(word: str, at_least: int = _SPLIT) -> str:
+    return (_split_words(word) if len(word) >= at_least else None) or word
 
 
 def _join_delimited(match: re.Match[str]) -> str:
@@ -235,7 +266,7 @@ def _join_delimited(match: re.Match[str]) -> str:
     plain = [word[::2] for word in words]
     letters, chars = sum(c.isalpha() for w in plain for c in w), sum(map(len, plain))
     longer = sum(len(word) > 1 for word in plain)
-    few = letters < _MIN_LETTERS or letters < _MIN_DELIMITED_SHARE * chars
+    few = letters < _MIN_LETTERS or letters < _MIN_WORDS_SHARE * chars
     if few or 2 * longer < len(plain):
         return match.group()
     if len(plain) == 1:
@@ -252,10 +283,13 @@ def join_spaced(text: str) -> tuple[str, int]:
         joined, _ = _delimited(sign).subn(_join_delimited, text)
         runs += joined != text
         text = joined
-    for hint, pattern in ((_SPACED_HINT, _SPACED), (_DOTTED_HINT, _DOTTED)):
+    for hint, pattern, join in (
+        (_SPACED_HINT, _SPACED, _join_spaced),
+        (_DOTTED_HINT, _DOTTED, _join_dotted),
+    ):
         if hint.search(text) is None:
             continue
-        joined, _ = pattern.subn(_join, text)
+        joined, _ = pattern.subn(join, text)
         runs += joined != text
         text = joined
     return text, runs

@@ -43,6 +43,11 @@ def _shape(word: str) -> str:
     return word.replace("l", "i").replace(_STROKE, "i")
 
 
+def leet_shape(word: str) -> str:
+    """What a lower-case word and its disguises have in common; as long as `word`."""
+    return _shape(word.translate(_LETTERS))
+
+
 @cache
 def _context_votes() -> Mapping[str, int]:
     """How many more "l" than "i" English words have between given neighbours.
