@@ -151,6 +151,8 @@ _SPACED_HINT = re.compile(r"[ \n\t]\S[ \n\t]{1,7}\S[ \n\t]")
 _SPACED = re.compile(r"(?<!\S)\S(?:[ \n\t]{1,7}\S(?!\S)){3,}")
 _DOTTED_HINT = re.compile(r"[._*~|·•/-]\w[._*~|·•/-]\w[._*~|·•/-]")
 _DOTTED = re.compile(r"(?<![^\W_])[^\W_](?:(?:[._*~|·•/-]| {1,7})[^\W_](?![^\W_])){3,}")
+_SCATTERED_HINT = re.compile(r"[\W_][^\W_]([\W_]{1,8}[^\W_]){3}[\W_]")
+_SCATTERED = re.compile(r"(?<![^\W_])[^\W_](?:[\W_]{1,8}[^\W_](?![^\W_])){9,}")
 _BLANKS = re.compile(r"[ \n\t]+")
 _DELIMITED_HINT = re.compile(r"([._*~|·•/-])(?!\1)\S\1")
 _SPACED_GAPS = re.compile(r"([ \n\t]+)")
@@ -275,8 +277,16 @@ def _join_delimited(match: re.Match[str]) -> str:
     return "".join(word + next(blanks) for word in plain)
 
 
+def _join_scattered(match: re.Match[str]) -> str:
+    """Letters with anything between them, as "i, g, n. .o", where they read as words."""
+    return _split_words("".join(filter(str.isalnum, match.group()))) or match.group()
+
+
 def join_spaced(text: str) -> tuple[str, int]:
-    """Letters set apart by blanks or one delimiter joined; wider gaps become word boundaries."""
+    """Letters set apart by blanks or one delimiter joined; wider gaps become word boundaries.
+
+    By anything else only where the letters read as English words.
+    """
     runs = 0
     signs = {hint[1] for hint in _DELIMITED_HINT.finditer(text)}
     for sign in sorted(signs):
@@ -286,6 +296,7 @@ def join_spaced(text: str) -> tuple[str, int]:
     for hint, pattern, join in (
         (_SPACED_HINT, _SPACED, _join_spaced),
         (_DOTTED_HINT, _DOTTED, _join_dotted),
+        (_SCATTERED_HINT, _SCATTERED, _join_scattered),
     ):
         if hint.search(text) is None:
             continue

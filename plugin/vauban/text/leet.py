@@ -28,7 +28,9 @@ _MIN_SURE_CHARS = 5
 
 _HINT = re.compile(r"[0134578@$!][A-Za-z]")
 _WORD = re.compile(r"(?<![\w@$!])[A-Za-z0134578@$!]{1,24}(?![\w@${(])")
-_RUN = re.compile(r"(?<![0-9])[A-Za-z0134578@$!']+(?![0-9])")
+# Accented letters too, whose small form is one character.
+_LATIN = r"A-Za-z\u00c0-\u012f\u0131-\u024f\u1e00-\u1eff"
+_RUN = re.compile(rf"(?<![0-9])[{_LATIN}0134578@$!']+(?![0-9])")
 _SIGN = re.compile("[013457@$!]")
 _SIGN_IN_RUN = re.compile("[0134578@$!]")
 _INSIDE = re.compile("[A-Za-z][013457]+[A-Za-z]")
