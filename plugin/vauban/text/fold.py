@@ -90,10 +90,9 @@ def _script(letter: str) -> str:
 
 
 def _fold_look_alikes(text: str) -> tuple[str, int]:
-    """Words that mix scripts are disguised; words of one script are where most of its words are.
+    """Words that mix scripts are disguised, and words of look-alikes alone may be.
 
-    A word of look-alikes alone may be a true one: it counts by how many words of its script are
-    surely disguised, or look so, against those that no Latin word looks like.
+    They are true ones where words that no Latin one looks like have most of their script's letters.
     """
     table = _look_alikes()
     folds: dict[str, str] = {}
@@ -102,22 +101,23 @@ def _fold_look_alikes(text: str) -> tuple[str, int]:
     for word in set(_WORD.findall(text)):
         if word.isascii():
             continue
-        foreign = _FOREIGN_LETTER.findall(word)
-        scripts = {_script(letter) for letter in foreign}
         folded = word.translate(table)
         latin = len(_LATIN_LETTER.findall(word))
-        read = _FOREIGN_LETTER.search(folded) is None
-        if folded != word and (
-            (latin and (read or latin * 2 >= len(word))) or (read and len(scripts) > 1)
-        ):
+        strange = _FOREIGN_LETTER.search(folded)
+        if strange is not None:
+            if folded != word and latin * 2 >= len(word):
+                folds[word] = folded
+            else:
+                sides[_script(strange.group())] -= len(word)
+            continue
+        if folded == word:  # accents
+            continue
+        scripts = {_script(letter) for letter in _FOREIGN_LETTER.findall(word)}
+        sides.update(dict.fromkeys(scripts, len(word)))
+        if latin or len(scripts) > 1:
             folds[word] = folded
-            sides.update(scripts)
-        elif foreign and folded.isascii():
-            script = min(scripts)
-            whole.setdefault(script, {})[word] = folded
-            sides[script] += 1
-        else:
-            sides.subtract(scripts)
+        elif scripts and folded.isascii():
+            whole.setdefault(min(scripts), {})[word] = folded
     for script, words in whole.items():
         if sides[script] > 0:
             folds |= words
@@ -151,7 +151,7 @@ _SPACED_HINT = re.compile(r"[ \n\t]\S[ \n\t]{1,7}\S[ \n\t]")
 _SPACED = re.compile(r"(?<!\S)\S(?:[ \n\t]{1,7}\S(?!\S)){3,}")
 _DOTTED_HINT = re.compile(r"[._*~|·•/-]\w[._*~|·•/-]\w[._*~|·•/-]")
 _DOTTED = re.compile(r"(?<![^\W_])[^\W_](?:(?:[._*~|·•/-]| {1,7})[^\W_](?![^\W_])){3,}")
-_SCATTERED_HINT = re.compile(r"[\W_][^\W_]([\W_]{1,8}[^\W_]){3}[\W_]")
+_SCATTERED_HINT = re.compile(r"[^a-zA-Z0-9][^\W_](?:[\W_]{1,8}[^\W_]){3}[\W_]")
 _SCATTERED = re.compile(r"(?<![^\W_])[^\W_](?:[\W_]{1,8}[^\W_](?![^\W_])){9,}")
 _BLANKS = re.compile(r"[ \n\t]+")
 _DELIMITED_HINT = re.compile(r"([._*~|·•/-])(?!\1)\S\1")
@@ -279,7 +279,9 @@ def _join_delimited(match: re.Match[str]) -> str:
 
 def _join_scattered(match: re.Match[str]) -> str:
     """Letters with anything between them, as "i, g, n. .o", where they read as words."""
-    return _split_words("".join(filter(str.isalnum, match.group()))) or match.group()
+    letters = "".join(filter(str.isalnum, match.group()))
+    few = 2 * sum(map(str.isalpha, letters)) < len(letters)
+    return (None if few else _split_words(letters)) or match.group()
 
 
 def join_spaced(text: str) -> tuple[str, int]:
