@@ -3,8 +3,9 @@
 `fold_characters` is NFKC, look-alike letters (UTS #39 data) and diacritics that no longer belong
 to a letter. `fold_words` joins s p a c e d letters and undoes l33t. Both leave ordinary text of
 any language (almost) as it is: look-alikes are folded inside a word that mixes scripts, and
-words made of look-alikes only where they outnumber true words of that script; leetspeak where the
-result is a known word, or where a large part of the words is written so. Letter case stays.
+words made of look-alikes only where they outweigh true words of that script; single letters are
+joined where wider gaps show the words, or where they make English ones; leetspeak is read where
+the result is a known word, or where a large part of the words is written so. Letter case stays.
 """
 
 from __future__ import annotations
