@@ -28,9 +28,10 @@ _MIN_SURE_CHARS = 5
 
 _HINT = re.compile(r"[0134578@$!][A-Za-z]")
 _WORD = re.compile(r"(?<![\w@$!])[A-Za-z0134578@$!]{1,24}(?![\w@${(])")
-# Accented letters too, whose small form is one character.
+# Accented letters too, whose small form is one character; not the number of a list's item.
 _LATIN = r"A-Za-z\u00c0-\u012f\u0131-\u024f\u1e00-\u1eff"
-_RUN = re.compile(rf"(?<![0-9])[{_LATIN}0134578@$!']+(?![0-9])")
+_ITEM = r"^[0-9]+[.)][ \t]"
+_RUN = re.compile(rf"(?<![0-9])(?!{_ITEM})[{_LATIN}0134578@$!']+(?![0-9])", re.MULTILINE)
 _SIGN = re.compile("[013457@$!]")
 _SIGN_IN_RUN = re.compile("[0134578@$!]")
 _INSIDE = re.compile("[A-Za-z][013457]+[A-Za-z]")
@@ -174,9 +175,11 @@ def _is_sure(word: str, read: str) -> bool:
 def _is_word(written: str, read: str) -> bool:
     if any(map(str.isalpha, written)) or read.lower() in _LETTER_WORDS:
         return True
-    first, *others = read.split("'")
-    known = first.lower() in known_english() or first.lower() in SHORT_WORDS
-    return known and all(other.lower() in _CLITICS for other in others)
+    first, *others = read.lower().split("'")
+    known = first in known_english() or first in SHORT_WORDS
+    # Of words in reverse only those that sentences are made of: "07" may be a number.
+    backwards = len(first) > 1 and first[::-1] in VOCABULARY
+    return (known or backwards) and all(other in _CLITICS for other in others)
 
 
 def undo_leet(text: str) -> tuple[str, int]:
