@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import cache, lru_cache
 from itertools import pairwise
 
@@ -98,15 +98,14 @@ def _fold_look_alikes(text: str) -> tuple[str, int]:
     table = _look_alikes()
     folds: dict[str, str] = {}
     whole: dict[str, dict[str, str]] = {}
-    sides: Counter[str] = Counter()
+    sides: defaultdict[str, int] = defaultdict(int)  # letters of disguised words, less of others
     for word in set(_WORD.findall(text)):
         if word.isascii():
             continue
         folded = word.translate(table)
-        latin = len(_LATIN_LETTER.findall(word))
         strange = _FOREIGN_LETTER.search(folded)
         if strange is not None:
-            if folded != word and latin * 2 >= len(word):
+            if folded != word and 2 * len(_LATIN_LETTER.findall(word)) >= len(word):
                 folds[word] = folded
             else:
                 sides[_script(strange.group())] -= len(word)
@@ -114,8 +113,9 @@ def _fold_look_alikes(text: str) -> tuple[str, int]:
         if folded == word:  # accents
             continue
         scripts = {_script(letter) for letter in _FOREIGN_LETTER.findall(word)}
-        sides.update(dict.fromkeys(scripts, len(word)))
-        if latin or len(scripts) > 1:
+        for script in scripts:
+            sides[script] += len(word)
+        if len(scripts) > 1 or _LATIN_LETTER.search(word):
             folds[word] = folded
         elif scripts and folded.isascii():
             whole.setdefault(min(scripts), {})[word] = folded
