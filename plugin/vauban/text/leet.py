@@ -35,6 +35,7 @@ _ITEM = r"^[0-9]+[.)][ \t]"
 _RUN = re.compile(rf"(?<![0-9])(?!{_ITEM})[{_LATIN}0134578@$!']+(?![0-9])", re.MULTILINE)
 _RARE = re.compile(r"(?<![\w@$!(<+|])[A-Za-z0-9@$!(<+|]{2,24}(?![\w@$])")
 _RARE_SIGN = re.compile("[269(<+|]")
+_ANY_SIGN = re.compile("[^A-Za-z]")
 _RARE_LETTERS = tuple(str.maketrans("29(<+|6", f"zgcct{_STROKE}{six}") for six in "gb")
 _SIGN = re.compile("[013457@$!]")
 _SIGN_IN_RUN = re.compile("[0134578@$!]")
@@ -161,7 +162,10 @@ def _leet_reading(word: str) -> str | None:
 
 def _rare_reading(word: str) -> str | None:
     """The known word that `word` is with its rarer signs read, too."""
-    if not _RARE_SIGN.search(word) or not any(map(str.isalpha, word)):
+    # A bracket that begins a word may be one.
+    if not _RARE_SIGN.search(word) or not _ANY_SIGN.search(word.lstrip("(<")):
+        return None
+    if not any(map(str.isalpha, word)):
         return None
     for letters in _RARE_LETTERS:
         read = _known_reading(word.lower().translate(letters).translate(_LETTERS))
@@ -211,14 +215,16 @@ def undo_leet(text: str) -> tuple[str, int]:
     readings = {word: read for word, read in found.items() if read is not None}
     if not readings:
         return text, 0
-    if sum(counts[word] for word in readings) < max(_MIN_WORDS, _SHARE * len(words)):
+    rare = {word: _rare_reading(word) for word in set(_RARE.findall(text))}
+    rarely = {word: read for word, read in rare.items() if read is not None}
+    disguised = sum(counts[word] for word in readings) + len(rarely)
+    if disguised < max(_MIN_WORDS, _SHARE * len(words)):
         sure = {word: read for word, read in readings.items() if _is_sure(word, read.lower())}
         return replace_words(_WORD, text, sure) if sure else (text, 0)
     # So much of it means that the others ("m3", "15", parts of names in code) are words too.
-    rare = {word: _rare_reading(word) for word in set(_RARE.findall(text))}
-    text, rarely = replace_words(_RARE, text, {a: b for a, b in rare.items() if b is not None})
+    text, before = replace_words(_RARE, text, rarely)
     others = {word for word in _RUN.findall(text) if _SIGN_IN_RUN.search(word)}
     readings |= {word: _unleet(word) for word in others - readings.keys()}
     known = {word: read for word, read in readings.items() if _is_word(word, read)}
     text, count = replace_words(_RUN, text, known)
-    return text, rarely + count
+    return text, before + count
