@@ -209,8 +209,7 @@ def undo_leet(text: str) -> tuple[str, int]:
     """Leetspeak undone; returns the text and the number of words changed."""
     if _HINT.search(text) is None:
         return text, 0
-    words = _WORD.findall(text)
-    counts = Counter(words)
+    counts = Counter(_WORD.findall(text))
     found = {word: _leet_reading(word) for word in counts}
     readings = {word: read for word, read in found.items() if read is not None}
     if not readings:
@@ -218,7 +217,8 @@ def undo_leet(text: str) -> tuple[str, int]:
     rare = {word: _rare_reading(word) for word in set(_RARE.findall(text))}
     rarely = {word: read for word, read in rare.items() if read is not None}
     disguised = sum(counts[word] for word in readings) + len(rarely)
-    if disguised < max(_MIN_WORDS, _SHARE * len(words)):
+    lettered = sum(count for word, count in counts.items() if any(map(str.isalpha, word)))
+    if disguised < max(_MIN_WORDS, _SHARE * lettered):
         sure = {word: read for word, read in readings.items() if _is_sure(word, read.lower())}
         return replace_words(_WORD, text, sure) if sure else (text, 0)
     # So much of it means that the others ("m3", "15", parts of names in code) are words too.
