@@ -73,7 +73,8 @@ def test_look_alikes_beside_other_alphabets(text: str, expected: str) -> None:
         "שלום עולם", "اللغة العربية ٥ ه", "हिन्दी में ० एक", "한국어 문장",
         "Zażółć gęślą jaźń", "Işık ılık süt şey", "Tiếng Việt rất đẹp", "café œuvre",
         "Δx = λ y", "第1回,μを求めよ", "Αθήνα, ο Τάκης και ο σκύλος",
-        "а у нас в квартире газ, а у вас?", "/ˌɪntəˈnæʃənəl/ həˈləʊ",
+        "а у нас в квартире газ, а у вас?", "Что такое Docker?",
+        "must, строго, 必须, يجب", "/ˌɪntəˈnæʃənəl/ həˈləʊ",
     ],
 )  # fmt: skip
 def test_other_languages_are_not_taken_for_disguised_latin(text: str) -> None:

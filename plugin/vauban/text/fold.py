@@ -21,7 +21,7 @@ from confusable_homoglyphs.confusables import confusables_data
 
 from vauban.text.leet import leet_shape, undo_leet
 from vauban.text.unicode_clean import GENERAL_MARKS
-from vauban.text.words import known_english, replace_words
+from vauban.text.words import SHORT_WORDS, known_english, replace_words
 
 # --- characters ------------------------------------------------------------------------------
 
@@ -90,14 +90,21 @@ def _script(letter: str) -> str:
     return unicodedata.name(letter, "").partition(" ")[0]
 
 
+def _is_english(word: str) -> bool:
+    lower = word.lower()
+    return lower in known_english() or lower in SHORT_WORDS
+
+
 def _fold_look_alikes(text: str) -> tuple[str, int]:
     """Words that mix scripts are disguised, and words of look-alikes alone may be.
 
-    They are true ones where words that no Latin one looks like have most of their script's letters.
+    They are true ones where words that no Latin one looks like have most of their script's letters,
+    or where no word mixes it with another and few of them read as English.
     """
     table = _look_alikes()
     folds: dict[str, str] = {}
     whole: dict[str, dict[str, str]] = {}
+    mixed: set[str] = set()
     sides: defaultdict[str, int] = defaultdict(int)  # letters of disguised words, less of others
     for word in set(_WORD.findall(text)):
         if word.isascii():
@@ -117,10 +124,13 @@ def _fold_look_alikes(text: str) -> tuple[str, int]:
             sides[script] += len(word)
         if len(scripts) > 1 or _LATIN_LETTER.search(word):
             folds[word] = folded
+            mixed |= scripts
         elif scripts and folded.isascii():
             whole.setdefault(min(scripts), {})[word] = folded
     for script, words in whole.items():
-        if sides[script] > 0:
+        longer = [folded for folded in words.values() if len(folded) > 1]
+        english = 2 * sum(map(_is_english, longer)) >= len(longer)
+        if sides[script] > 0 and (english or script in mixed):
             folds |= words
     return replace_words(_WORD, text, folds) if folds else (text, 0)
 
