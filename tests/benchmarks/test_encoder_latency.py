@@ -3,11 +3,27 @@
 import numpy as np
 import pytest
 import torch
-from benchmarks.encoder_latency import Cost, Int8Dense, Scored, cost, sample, with_int8, worth_it
+from benchmarks.encoder_latency import (
+    SHAPES,
+    Cost,
+    Int8Dense,
+    Scored,
+    cost,
+    sample,
+    with_int8,
+    worth_it,
+)
 
+from vauban.detectors import checkpoint
 from vauban.detectors.bert import Dense
 
 ROWS = [{"text": f"{label}-{i}", "label": label} for label in (0, 1) for i in range(20)]
+
+
+def test_every_shape_is_one_that_the_shipped_windows_have():
+    longest = checkpoint.read_config(checkpoint.shipped()).window.max_tokens
+    assert next(iter(SHAPES.values())) == (longest,)
+    assert max(max(lengths) for lengths in SHAPES.values()) <= longest
 
 
 def test_sample_is_fixed_and_has_no_more_than_asked():

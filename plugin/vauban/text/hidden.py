@@ -1,8 +1,9 @@
 """Messages written in characters that nobody sees, decoded for the detector.
 
 Cleaning takes these characters out of the model's copy; what they spelled is still evidence.
-Covers: ASCII in tag characters, bytes in variation selectors (alone or one per visible
-character), and two-symbol binary in zero-width characters. Does not cover ciphers over them.
+Covers: ASCII in tag characters, also with visible letters of other alphabets between them; bytes
+in variation selectors (alone or one per visible character), and two-symbol binary in zero-width
+characters. Does not cover ciphers over them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from collections.abc import Iterator
 
 from vauban.text.plausible import as_text, bits_to_bytes
 
-_TAGS = re.compile("[\U000e0020-\U000e007e]+")
+_TAG = "[\U000e0020-\U000e007e]"
+_TAGS = re.compile(f"{_TAG}+(?:\n+{_TAG}+)*")  # there is no tag for the end of a line
+_TAGGED = re.compile(f"{_TAG}.*{_TAG}", re.DOTALL)
+_UNTAGGED = {0xE0000 + code: chr(code) for code in range(0x20, 0x7F)}
+_ASCII = re.compile("[\x00-\x09\x0b-\x7f]+")
 _FLAG = re.compile("\U0001f3f4[\U000e0061-\U000e007a]{5}\U000e007f")
 _SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]+")
 _ZERO_WIDTH = re.compile("[\u00ad\u034f\u180e\u200b-\u200f\u2060-\u2064\ufeff]+")
@@ -27,7 +32,14 @@ def _selector_byte(char: str) -> int:
 
 def _tag_text(text: str) -> str:
     letters = "".join(_TAGS.findall(_FLAG.sub("", text)))
-    return "".join(chr(ord(char) - 0xE0000) for char in letters)
+    return letters.translate(_UNTAGGED)
+
+
+def _tagged_text(text: str) -> str:
+    """Tags with the letters between them that have none: those of any alphabet but ASCII."""
+    tagged = _TAGGED.search(_FLAG.sub("", text))
+    spelt = _ASCII.sub("", tagged.group()) if tagged else ""
+    return "" if _TAGS.fullmatch(spelt) else spelt.translate(_UNTAGGED)
 
 
 def _selector_text(text: str) -> str:
@@ -59,6 +71,7 @@ def hidden_messages(text: str) -> Iterator[tuple[str, str]]:
         return
     for kind, decode in (
         ("hidden_tag", _tag_text),
+        ("hidden_tag", _tagged_text),
         ("hidden_selector", _selector_text),
         ("hidden_binary", _binary_text),
     ):

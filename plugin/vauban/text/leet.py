@@ -4,7 +4,8 @@ A disguised word is replaced where its reading is a known English word, and any 
 not, where a large part of the text is written so. "1" and "!" are an "i" or an "l": as makes a
 known word, else as English words are spelt.
 
-Covers: 0 1 3 4 5 7 8 @ $ ! for letters; "1st", "0x1f", "mp3", "$name", "b2b" and hashes stay.
+Covers: 0 1 3 4 5 7 8 @ $ ! for letters, and 2 6 9 ( < + | where the rest of the text is leetspeak
+and they make a known word; "1st", "0x1f", "mp3", "$name", "b2b" and hashes stay.
 Does not cover: signs beyond these; a real number in a text of leetspeak may be read as a word.
 """
 
@@ -28,7 +29,14 @@ _MIN_SURE_CHARS = 5
 
 _HINT = re.compile(r"[0134578@$!][A-Za-z]")
 _WORD = re.compile(r"(?<![\w@$!])[A-Za-z0134578@$!]{1,24}(?![\w@${(])")
-_RUN = re.compile(r"(?<![0-9])[A-Za-z0134578@$!']+(?![0-9])")
+# Accented letters too, whose small form is one character; not the number of a list's item.
+_LATIN = r"A-Za-z\u00c0-\u012f\u0131-\u024f\u1e00-\u1eff"
+_ITEM = r"^[0-9]+[.)][ \t]"
+_RUN = re.compile(rf"(?<![0-9])(?!{_ITEM})[{_LATIN}0134578@$!']+(?![0-9])", re.MULTILINE)
+_RARE = re.compile(r"(?<![\w@$!(<+|])[A-Za-z0-9@$!(<+|]{2,24}(?![\w@$])")
+_RARE_SIGN = re.compile("[269(<+|]")
+_ANY_SIGN = re.compile("[^A-Za-z]")
+_RARE_LETTERS = tuple(str.maketrans("29(<+|6", f"zgcct{_STROKE}{six}") for six in "gb")
 _SIGN = re.compile("[013457@$!]")
 _SIGN_IN_RUN = re.compile("[0134578@$!]")
 _INSIDE = re.compile("[A-Za-z][013457]+[A-Za-z]")
@@ -41,6 +49,11 @@ _MIN_WORDS = 3
 def _shape(word: str) -> str:
     """What "i", "l" and strokes have in common."""
     return word.replace("l", "i").replace(_STROKE, "i")
+
+
+def leet_shape(word: str) -> str:
+    """What a lower-case word and its disguises have in common; as long as `word`."""
+    return _shape(word.translate(_LETTERS))
 
 
 @cache
@@ -129,10 +142,7 @@ def _unleet(word: str) -> str:
     for other in others:
         clitic = other.translate(_LETTERS).replace(_STROKE, "l")
         read.append(clitic if clitic in _CLITICS else _read_part(other))
-    joined = "'".join(read)
-    if word.isupper():
-        return joined.upper()
-    return "".join(b.upper() if a.isupper() else b for a, b in zip(word, joined, strict=True))
+    return _cased_like(word, "'".join(read))
 
 
 def _leet_reading(word: str) -> str | None:
@@ -148,6 +158,27 @@ def _leet_reading(word: str) -> str | None:
     if len(bare) > 2 and read.rstrip("!").lower() in known_english():
         return read
     return read if _has_digit_inside(bare) and not _HEX_WORD.fullmatch(bare) else None
+
+
+def _rare_reading(word: str) -> str | None:
+    """The known word that `word` is with its rarer signs read, too."""
+    # A bracket that begins a word may be one.
+    if not _RARE_SIGN.search(word) or not _ANY_SIGN.search(word.lstrip("(<")):
+        return None
+    if not any(map(str.isalpha, word)):
+        return None
+    for letters in _RARE_LETTERS:
+        read = _known_reading(word.lower().translate(letters).translate(_LETTERS))
+        if read is not None:
+            return _cased_like(word, read)
+    return None
+
+
+def _cased_like(word: str, read: str) -> str:
+    """`read`, as long as `word`, in its letter case."""
+    if word.isupper():
+        return read.upper()
+    return "".join(b.upper() if a.isupper() else b for a, b in zip(word, read, strict=True))
 
 
 def _has_digit_inside(word: str) -> bool:
@@ -167,28 +198,33 @@ def _is_sure(word: str, read: str) -> bool:
 def _is_word(written: str, read: str) -> bool:
     if any(map(str.isalpha, written)) or read.lower() in _LETTER_WORDS:
         return True
-    first, *others = read.split("'")
-    known = first.lower() in known_english() or first.lower() in SHORT_WORDS
-    return known and all(other.lower() in _CLITICS for other in others)
+    first, *others = read.lower().split("'")
+    known = first in known_english() or first in SHORT_WORDS
+    # Of words in reverse only those that sentences are made of: "07" may be a number.
+    backwards = len(first) > 1 and first[::-1] in VOCABULARY
+    return (known or backwards) and all(other in _CLITICS for other in others)
 
 
 def undo_leet(text: str) -> tuple[str, int]:
     """Leetspeak undone; returns the text and the number of words changed."""
     if _HINT.search(text) is None:
         return text, 0
-    words = _WORD.findall(text)
-    counts = Counter(words)
+    counts = Counter(_WORD.findall(text))
     found = {word: _leet_reading(word) for word in counts}
     readings = {word: read for word, read in found.items() if read is not None}
     if not readings:
         return text, 0
-    if sum(counts[word] for word in readings) >= max(_MIN_WORDS, _SHARE * len(words)):
-        # So much of it means that the others ("m3", "15", parts of names in code) are words too.
-        pattern = _RUN
-        others = {word for word in pattern.findall(text) if _SIGN_IN_RUN.search(word)}
-        readings |= {word: _unleet(word) for word in others - readings.keys()}
-        known = {word: read for word, read in readings.items() if _is_word(word, read)}
-    else:
-        pattern = _WORD
-        known = {word: read for word, read in readings.items() if _is_sure(word, read.lower())}
-    return replace_words(pattern, text, known) if known else (text, 0)
+    rare = {word: _rare_reading(word) for word in set(_RARE.findall(text))}
+    rarely = {word: read for word, read in rare.items() if read is not None}
+    disguised = sum(counts[word] for word in readings) + len(rarely)
+    lettered = sum(count for word, count in counts.items() if any(map(str.isalpha, word)))
+    if disguised < max(_MIN_WORDS, _SHARE * lettered):
+        sure = {word: read for word, read in readings.items() if _is_sure(word, read.lower())}
+        return replace_words(_WORD, text, sure) if sure else (text, 0)
+    # So much of it means that the others ("m3", "15", parts of names in code) are words too.
+    text, before = replace_words(_RARE, text, rarely)
+    others = {word for word in _RUN.findall(text) if _SIGN_IN_RUN.search(word)}
+    readings |= {word: _unleet(word) for word in others - readings.keys()}
+    known = {word: read for word, read in readings.items() if _is_word(word, read)}
+    text, count = replace_words(_RUN, text, known)
+    return text, before + count

@@ -23,7 +23,7 @@ DRAWS = 3  # random disguises tried, one after the other
 MAX_PROBED_WORDS = 40  # a longer text: so many of its words, drawn at random
 MIN_TYPO_CHARS = 4
 PIECES = (2, 3, 4, 5)
-# In words. A window has 190 tokens and starts 134 after the one before: the walk pushes the text
+# In words. A window has 128 tokens and starts 86 after the one before: the walk pushes the text
 # over every place of a border, in steps of about 12 tokens.
 OFFSETS = tuple(range(0, 160, 10))
 AFTER_WORDS = 60
