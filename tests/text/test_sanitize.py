@@ -123,6 +123,15 @@ def test_what_is_passed_over_changes_nothing(
         assert stream.findings == one.findings
 
 
+def test_a_fence_behind_html_that_a_blank_line_ends() -> None:
+    """Whether a fence may begin changes within what could be passed over."""
+    words = "some more words " * 300
+    text = f"<b>{words}\n\n```py\n{IMAGE} <script>x\n```\n{words}{IMAGE}{words}"
+    rules = make()
+    assert said(rules, [text])[0] == said(rules, list(text))[0]
+    assert out(text).count("evil.test") == 1
+
+
 @pytest.mark.parametrize("more", range(0, 900, 60))
 def test_a_leak_that_begins_behind_what_is_passed_over(more: int) -> None:
     text = "some more words and the river " * (60 + more % 7) + "x" * (more % 60) + PROMPT

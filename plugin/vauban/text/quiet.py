@@ -22,6 +22,7 @@ _BLOCK_CHARS: Final = 3_072
 _MAX_SPAN_CHARS: Final = 100
 _WORTH_CHARS: Final = 32
 _MAX_READ_CHARS: Final = 768
+_MANY_WORDS: Final = 8  # from so many on it pays to ask once for all of them
 _WORD = rf"[{WORD_CHARS}]"
 # It begins with a set, because `re` passes quickly over what is not in one.
 _SIGN = re.compile(
@@ -150,9 +151,10 @@ def notable_words(
     text = buffer[start:end]
     before = buffer[max(0, start - secret_rules.CONTEXT_CHARS) : end + 1]
     suspects = set(_suspects(text.encode("ascii", "replace")))
-    if not before.isascii() and secret_rules.BEYOND_ASCII.search(before):
+    if secret_rules.may_lack_a_run(before):
         suspects.update(found.start() for found in _LONG_WORD.finditer(text))
     named = bool(suspects) and secret_rules.may_be_named(before)
+    assigned = len(suspects) < _MANY_WORDS or secret_rules.may_assign(before)
     notable: list[int] = []
     drawn: list[int] = []
     last = 0
@@ -163,7 +165,7 @@ def notable_words(
         found = _REST_OF_WORD.match(buffer, start + at, end)
         b = start + at if found is None else found.end()
         last = b - start
-        if _may_be_more(buffer, a, b):
+        if _may_be_more(buffer, a, b, assigned=assigned):
             notable.append(a)
             continue
         word = buffer[a:b]
@@ -199,12 +201,17 @@ def _suspects(raw: bytes) -> Iterator[int]:
             at = raw.find(b"://", at + 3)
 
 
-def _may_be_more(buffer: str, a: int, b: int) -> bool:
-    """Whether a rule may find something in a word, but for its looking drawn."""
+def _may_be_more(buffer: str, a: int, b: int, *, assigned: bool) -> bool:
+    """Whether a rule may find something in a word, but for its looking drawn.
+
+    :param assigned: something before the word may name what it is.
+    """
     word = buffer[a:b]
     if b - a >= MAX_WORD_CHARS or (":" in word and _RUNS.search(word)):
         return True
-    if secret_rules.secret_start(buffer, a, b) is not None:
+    if secret_rules.plain_start(buffer, a, b) is not None:
+        return True
+    if assigned and secret_rules.named_start(buffer, a, b) is not None:
         return True
     if "-----" in word and "PRIVATE" in buffer[max(0, a - LOOK_BACK_CHARS) : b]:
         return True
