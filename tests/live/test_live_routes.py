@@ -136,6 +136,61 @@ def test_messages(claude: anthropic.Anthropic, stream: bool) -> None:
         claude.messages.create(messages=user(ASK), system=ATTACK, **asked)
 
 
+def tool(name: str) -> tuple[Any, dict[str, Any]]:
+    """A tool with one possible call, and the option that has the stand-in make it: by itself it
+    would make none."""
+    schema = {
+        "type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    declared = {"type": "function", "function": {"name": name, "parameters": schema}}
+    return declared, {"type": "function", "function": {"name": name}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_with_tools(client: openai.OpenAI, stream: bool) -> None:
+    """Without keys: the loop of OpenAI's documentation, with a harmless tool."""
+    declared, named = tool("read_weather")
+    turns: list[Any] = user("How is the weather in Oslo?")
+    options: Any = {"model": MODEL, "tools": [declared], "max_tokens": 60}
+    if stream:
+        with client.chat.completions.stream(messages=turns, tool_choice=named, **options) as events:
+            message = events.get_final_completion().choices[0].message
+    else:
+        first = client.chat.completions.create(messages=turns, tool_choice=named, **options)
+        message = first.choices[0].message
+    (call,) = message.tool_calls or ()
+    assert call.type == "function"
+    assert (call.function.name, json.loads(call.function.arguments)) == (
+        "read_weather", {"city": "Oslo"},
+    )  # fmt: skip
+    function = {"name": call.function.name, "arguments": call.function.arguments}
+    made = {"id": call.id, "type": "function", "function": function}
+    turns.append({"role": "assistant", "tool_calls": [made]})
+    for said, passes in (("Rain, 4 degrees.", True), (ATTACK, False)):
+        answers = [*turns, {"role": "tool", "tool_call_id": call.id, "content": said}]
+        asked: Any = {**options, "messages": answers, "tool_choice": "none", "max_tokens": 6}
+        if passes:
+            assert client.chat.completions.create(**asked).choices[0].message.content
+            continue
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(**asked)
+        assert caught.value.code == "content_filter"
+
+
+def test_a_tool_that_destroys_needs_somebody_with_a_key(client: openai.OpenAI) -> None:
+    declared, named = tool("delete_city")
+    answer = client.chat.completions.create(
+        model=MODEL, messages=user("Please tidy up."), tools=[declared], tool_choice=named,
+        max_tokens=60,
+    )  # fmt: skip
+    (choice,) = answer.choices
+    assert not choice.message.tool_calls
+    assert choice.finish_reason == "stop"
+    assert "runs without keys" in (choice.message.content or "")
+    assert getattr(choice.message, "approval")["state"] == "pending"  # noqa: B009
+
+
 # -- the same over plain HTTP ----------------------------------------------------------------------
 
 
