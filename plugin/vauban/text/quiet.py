@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from vauban.text import links, secret_rules
+from vauban.text.destinations import READ_CHARS
 from vauban.text.passages import LOOK_BACK_CHARS, MAX_WORD_CHARS, WORD_CHARS
 
 LOOK_AHEAD_CHARS: Final = 128
@@ -24,15 +25,16 @@ _WORTH_CHARS: Final = 32
 _MAX_READ_CHARS: Final = 768
 _MANY_WORDS: Final = 8  # from so many on it pays to ask once for all of them
 _WORD = rf"[{WORD_CHARS}]"
+_DISGUISE = rf"[^\s\\&]{{0,{READ_CHARS}}}[\\&]"
 # It begins with a set, because `re` passes quickly over what is not in one.
 _SIGN = re.compile(
     r"[<`!\]](?:(?P<tag>(?<=<)[A-Za-z/?!])|(?<=!)\["
     rf"|(?P<span>(?<=`)[^`\n<!]{{1,{_MAX_SPAN_CHARS}}}`(?!`))|(?P<ticks>(?<=`)`{{0,63}})"
-    r"|(?<=\]):\s{0,8}<?(?:[A-Za-z0-9+.\-]{1,16}:|//))"
+    rf"|(?<=\]):(?:\s{{8}}|\s{{0,7}}(?:<\s|<?(?:[A-Za-z0-9+.\-]{{1,16}}:|//|{_DISGUISE})))"
+    rf"|(?<=\])\((?:\s{{8}}|\s{{0,7}}(?:<\s|<?{_DISGUISE})))"
 )
 _INFO_LINE = re.compile(r"[^`\n<>!\[\]]*\n")
 _FENCE_END = re.compile(r"[ \t\r]*\n")
-_DEFINITION_BEFORE = re.compile(r"\]:?\s{0,8}<?\Z")
 _RUNS = re.compile(r"(?i:script:|data:(?:text/html|image/svg|application/))")
 _LONG_WORD = re.compile(rf"{_WORD}{{{secret_rules.MIN_WORD_CHARS},}}|//")
 _REST_OF_WORD = re.compile(rf"{_WORD}*")
@@ -65,8 +67,6 @@ def first_notable(
         backticks mean nothing; 0: there is none.
     :param in_html: no code block can begin.
     """
-    if _DEFINITION_BEFORE.search(buffer, max(0, start - 12), start):
-        return start, fence
     for found in _SIGN.finditer(buffer, start, end + LOOK_AHEAD_CHARS):
         at, after = found.span()
         if at >= end:
