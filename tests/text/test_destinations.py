@@ -22,6 +22,13 @@ FOREIGN = [
     f"![x]({' ' * 300}https://evil.test/a)",
     f"![x](\n{' ' * 30}https://evil.test/a)",
     f"![{WORDS * 200} averylongwordofsomekind](https://evil.test/a)",
+    "![a [b](https://ok.test/) d](https://evil.test/a)",
+    "![a ![b](https://ok.test/) d](https://evil.test/a)",
+    "![a \\] [b](https://ok.test/) d](https://evil.test/a)",
+    "![a `]` [b](https://ok.test/) d](https://evil.test/a)",
+    "![a ` [b](https://ok.test/) d](https://evil.test/a)",
+    "![a <i title=']'>b</i> c](https://evil.test/a)",
+    "](  ![x](https://evil.test/a)",
     "[1]: https&#58;//evil.test/a",
     "[1]:https\\://evil.test/a",
     "[1]: <https&#58;//evil.test/a>",
@@ -53,7 +60,8 @@ RUNNING = [
 
 @pytest.mark.parametrize("text", FOREIGN)
 def test_what_is_fetched_whatever_it_is_written_as(text: str) -> None:
-    shown, stream = said(make(), [f"{WORDS}{text} {WORDS * 200}"])
+    rules = make(allowed_hosts=("ok.test",))
+    shown, stream = said(rules, [f"{WORDS}{text} {WORDS * 200}"])
     assert stream.findings["images", "redact"] > 0
     assert "//evil.test" not in shown
     assert list(stream.findings) == [("images", "redact")]
@@ -82,7 +90,9 @@ def test_what_runs_whatever_it_is_written_as(text: str) -> None:
         "`a[i](b & c)`, f[1](a \\& b), d = {x[1]: 5} and https://docs.test/a",
         "the \\(x\\) and \\[y\\](z) of https://docs.test/a",
         "[x]: a note, see https://docs.test/a",
-        "wow![1] (see https://docs.test/a)",
+        "wow![1] (see https://docs.test/a), vec![1, 2] and [docs](https://docs.test/a)",
+        "![x](https://ok.test/a.png) and [docs](https://docs.test/a)",
+        "[![x](https://ok.test/a.svg)](https://docs.test/a)",
     ],
 )
 def test_what_is_left_alone(text: str) -> None:
@@ -96,7 +106,8 @@ def test_what_is_left_alone(text: str) -> None:
 pieces = st.sampled_from(
     [
         *FOREIGN[:8], *RUNNING, "](", "]", "(", " ", ")", "<", ">", "\\", "&", "&#58;", "//", ":",
-        "https", "evil.test/a", "<img alt=", "src=", "'", '"', "\n", "x", "é", "!", "![", "`",
+        "https", "evil.test/a", "<img alt=", "src=", "'", '"', "\n", "x", "é", "!", "![", "`", "[",
+        "[b](c)", "<i a=']'>",
         " " * 9, "java", "script:", "a" * 120,
     ]
 )  # fmt: skip

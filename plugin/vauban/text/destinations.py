@@ -13,10 +13,13 @@ from typing import Final
 
 READ_CHARS: Final = 104
 """So much of a destination is read: what is written longer names no other host by its beginning."""
+_MAX_PICTURE_CHARS: Final = 65_536
+"""The words of a picture that are longer are taken to be of none."""
 _BEGUN = re.compile(r".*\]\(\s*([^\s)]*)\Z", re.DOTALL)
 _END = re.compile(r"[\s)]")
 _SPACE = re.compile(r"\s")
 _ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])")
+_ANY_ESCAPED = re.compile(r"\\.", re.DOTALL)
 _LONG_REFERENCE = re.compile(r"&#[xX]?0{3,}")
 _BREAKS = re.compile(r"[\t\r\n]")
 _DISGUISED = re.compile(r"[&\\\t\r\n]")
@@ -99,10 +102,62 @@ class Target:
     def sign(self, sign: str) -> None:
         """The next unit, which is no word."""
         self._bracket = self.begins = False
-        if sign[0] in ">`" or (self._raw is not None and (sign == "<" or not self._goes_on)):
+        if (
+            sign[0] in ">`"
+            or sign == "!["
+            or (self._raw is not None and (sign == "<" or not self._goes_on))
+        ):
             self._end()
         elif self.kind and sign != "<":
             self._raw = (self._raw or "") + sign
+
+
+class Picture:
+    """The words of a picture of Markdown, which begin with `![` at `start`, or are none."""
+
+    def __init__(self) -> None:
+        self.start: int | None = None
+        # Brackets that are open: all, and without those in spans of code, in tags, in either.
+        self._open = [0, 0, 0, 0]
+        self._backslash = False
+
+    def begin(self, at: int) -> None:
+        """`![` ends here; maybe inside the words of another."""
+        if self.start is None:
+            self.start, self._open = at, [0, 0, 0, 0]
+        else:
+            self._open = [number + 1 for number in self._open]
+
+    def gap(self, text: str, *, in_span: bool, in_tag: bool) -> None:
+        """Characters between two units."""
+        if self.start is None:
+            return
+        plain = _ANY_ESCAPED.sub("", "\\" + text if self._backslash else text)
+        self._backslash = plain.endswith("\\")
+        more = plain.count("[") - plain.count("]")
+        out = (False, in_span, in_tag, in_span or in_tag)
+        self._open = [n + more * (not o) for n, o in zip(self._open, out, strict=True)]
+
+    def unit(self, end: int, *, is_target: bool) -> None:
+        """The next unit. :param is_target: it is what a link or picture points to."""
+        self._backslash = False
+        if self.start is None:
+            return
+        closed = max(self._open) < 0 and not is_target  # behind its words stands something else
+        if closed or end - self.start > _MAX_PICTURE_CHARS:
+            self.start = None
+
+    def forget(self, chars: int) -> None:
+        self.start = None if self.start is None else self.start - chars
+
+    def take(self) -> bool:
+        """Whether a destination that begins now is one of a picture. That of a link in its words
+        may be taken for it."""
+        if self.start is None:
+            return False
+        if max(self._open) < 0:
+            self.start = None
+        return True
 
 
 class Attributes:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vauban.text import links, secret_rules
-from vauban.text.destinations import Attributes, Target
+from vauban.text.destinations import Attributes, Picture, Target
 
 WORD_CHARS: Final = r"A-Za-z0-9_\-+/=.~:%@?&#$*^"
 LOOK_BACK_CHARS: Final = 96
@@ -28,8 +28,6 @@ UNIT: Final = re.compile(rf"{_WORD}|`{{1,{MAX_TICKS}}}|!\[?|[<>]|[^\x00-\x7f]")
 JSON_UNIT: Final = re.compile(rf"{_WORD}|\\(?:u[0-9a-fA-F]{{4}}|[^u])|[^\x00-\x7f]")
 _MAX_TAG_CHARS = 2_048
 """A tag without attributes that is longer is taken to be none."""
-_MAX_IMAGE_CHARS = 65_536
-"""So are the words of a picture."""
 _MAX_SPAN_CHARS = 160
 MAX_HALF_CHARS: Final = 160
 _LAST_WORD = re.compile(rf"[{WORD_CHARS}]{{1,{MAX_HALF_CHARS}}}\Z")
@@ -89,7 +87,7 @@ class Passages:
         self._markup = markup
         self._key_to: int | None = None  # inside a key block, whose last line ended here
         self._glued: tuple[int, str] | None = None  # a word was cut in two here
-        self._image: int | None = None
+        self._picture = Picture()
         self._tag_at: int | None = None
         self._tag: str | None = None
         self._tag_from = 0
@@ -112,7 +110,7 @@ class Passages:
         return (
             self._key_to is None
             and self._glued is None
-            and self._image is None
+            and self._picture.start is None
             and self._tag_at is None
             and self._tag is None
             and self._span is None
@@ -142,7 +140,7 @@ class Passages:
         """The caller's buffer lost so many characters at its start."""
         self._tag_from -= chars
         self._key_to = None if self._key_to is None else self._key_to - chars
-        self._image = None if self._image is None else self._image - chars
+        self._picture.forget(chars)
         self._tag_at = None if self._tag_at is None else self._tag_at - chars
         if self._glued is not None:
             self._glued = (self._glued[0] - chars, self._glued[1])
@@ -158,6 +156,7 @@ class Passages:
             return
         if self._tag is not None:
             self._attributes.gap(text)
+        self._picture.gap(text, in_span=self._span is not None, in_tag=self._tag is not None)
         if text == " " and not self._target.may_begin:  # a blank changes nothing else
             return
         self._target.gap(text)
@@ -193,18 +192,18 @@ class Passages:
             and self._glued is None
             and self._tag_at is None
             and self._tag is None
+            and self._picture.start is None
             and not self._target.may_begin
         ):
             word = buffer[a:b]
             if ":" not in word and "/" not in word and "--" not in word:
                 return []  # nearly always
         found = self._settle(a)
+        self._picture.unit(b, is_target=self._target.kind == "target")
         if is_word:
             found.extend(self._word(buffer, a, b))
         else:
             found.extend(self._sign(buffer, a, b))
-        if self._image is not None and b - self._image > _MAX_IMAGE_CHARS:
-            self._image = None
         tag_chars = 0 if self._attributes.any else b - self._tag_from
         if self._tag is not None and tag_chars > _MAX_TAG_CHARS:
             self._tag = self._outer = None
@@ -247,7 +246,7 @@ class Passages:
         elif sign == ">":
             self._end_tag()
         elif b - a == 2:
-            self._image = a
+            self._picture.begin(a)
         elif sign == "!" and self._tag_at == a and not self.fence:
             self._html = self._raw_html = True
         self._tag_at = None
@@ -285,13 +284,13 @@ class Passages:
         word, cut_short = buffer[a:b], b - a == MAX_WORD_CHARS
         glued, self._glued = self._glued, None
         tag_at, self._tag_at = self._tag_at, None
+        opens_tag = tag_at == a
+        disguised = self._disguised(word, opens_tag=opens_tag)
         if self._json and _NUMBER.fullmatch(word):
             passages = []  # without it the rest would be no JSON
         elif glued is not None and glued[0] == a:
             passages = [Passage(glued[1], a, b, counts=False)]
         else:
-            opens_tag = tag_at == a
-            disguised = self._disguised(word, opens_tag=opens_tag)
             passages = [*self._key(buffer, word, a, b)]
             if not passages:
                 passages = [*self._read_word(buffer if not cut_short else buffer[:b], word, a, b)]
@@ -334,7 +333,7 @@ class Passages:
         if self._tag is not None and not opens_tag:
             plain = self._attributes.word(word) or plain
         if self._target.is_first and self._target.kind == "target":
-            self._is_picture, self._image = self._image is not None, None
+            self._is_picture = self._picture.take()
         return plain
 
     def _behind(self, plain: str, a: int, b: int) -> Iterator[Passage]:

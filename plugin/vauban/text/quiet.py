@@ -18,20 +18,20 @@ from vauban.text import links, secret_rules
 from vauban.text.destinations import READ_CHARS
 from vauban.text.passages import LOOK_BACK_CHARS, MAX_WORD_CHARS, WORD_CHARS
 
-LOOK_AHEAD_CHARS: Final = 128
+LOOK_AHEAD_CHARS: Final = 192
 _BLOCK_CHARS: Final = 3_072
 _MAX_SPAN_CHARS: Final = 100
 _WORTH_CHARS: Final = 32
 _MAX_READ_CHARS: Final = 768
 _MANY_WORDS: Final = 8  # from so many on it pays to ask once for all of them
 _WORD = rf"[{WORD_CHARS}]"
-_DISGUISE = rf"[^\s\\&]{{0,{READ_CHARS}}}[\\&]"
+_DISGUISE = rf"[^\s)\\&]{{0,{READ_CHARS}}}[\\&]"
 # It begins with a set, because `re` passes quickly over what is not in one.
 _SIGN = re.compile(
     r"[<`!\]](?:(?P<tag>(?<=<)[A-Za-z/?!])|(?<=!)\["
     rf"|(?P<span>(?<=`)[^`\n<!]{{1,{_MAX_SPAN_CHARS}}}`(?!`))|(?P<ticks>(?<=`)`{{0,63}})"
-    rf"|(?<=\]):(?:\s{{8}}|\s{{0,7}}(?:<\s|<?(?:[A-Za-z0-9+.\-]{{1,16}}:|//|{_DISGUISE})))"
-    rf"|(?<=\])\((?:\s{{8}}|\s{{0,7}}(?:<\s|<?{_DISGUISE})))"
+    rf"|(?<=\]):(?:\s{{48}}|\s{{0,47}}(?:<\s|<?(?:[A-Za-z0-9+.\-]{{1,16}}:|//|{_DISGUISE})))"
+    rf"|(?<=\])\((?:\s{{48}}|\s{{0,47}}(?:<\s|<?{_DISGUISE})))"
 )
 _INFO_LINE = re.compile(r"[^`\n<>!\[\]]*\n")
 _FENCE_END = re.compile(r"[ \t\r]*\n")
