@@ -112,6 +112,14 @@ def test_an_attack_in_what_it_printed_reaches_nobody(client: openai.OpenAI) -> N
     assert "owned" not in answer.output_text
 
 
+def test_vllm_has_no_streams_of_them(client: openai.OpenAI) -> None:
+    """Should this pass one day, the README has to say something else."""
+    events = client.responses.create(
+        model="standin", input="Say: hello", tools=[CODE], store=False, stream=True
+    )  # type: ignore[call-overload]
+    assert "response.completed" not in [event.type for event in events]
+
+
 def test_calls_have_an_end(client: openai.OpenAI, tools: LocalServer) -> None:
     """This model calls again and again: vLLM lets it until its context is full."""
     before = programs(tools)

@@ -124,14 +124,12 @@ class Picture:
     def begin(self, at: int) -> None:
         """`![` ends here; maybe inside the words of another."""
         if self.start is None:
-            self.start, self._open = at, [0, 0, 0, 0]
+            self.start, self._open, self._backslash = at, [0, 0, 0, 0], False
         else:
             self._open = [number + 1 for number in self._open]
 
     def gap(self, text: str, *, in_span: bool, in_tag: bool) -> None:
-        """Characters between two units."""
-        if self.start is None:
-            return
+        """Characters between two units, once it has begun."""
         plain = _ANY_ESCAPED.sub("", "\\" + text if self._backslash else text)
         self._backslash = plain.endswith("\\")
         more = plain.count("[") - plain.count("]")
@@ -139,12 +137,13 @@ class Picture:
         self._open = [n + more * (not o) for n, o in zip(self._open, out, strict=True)]
 
     def unit(self, end: int, *, is_target: bool) -> None:
-        """The next unit. :param is_target: it is what a link or picture points to."""
+        """The next unit, once it has begun.
+
+        :param is_target: it is what a link or picture points to.
+        """
         self._backslash = False
-        if self.start is None:
-            return
         closed = max(self._open) < 0 and not is_target  # behind its words stands something else
-        if closed or end - self.start > _MAX_PICTURE_CHARS:
+        if closed or end - (self.start or 0) > _MAX_PICTURE_CHARS:
             self.start = None
 
     def forget(self, chars: int) -> None:

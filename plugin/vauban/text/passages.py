@@ -156,7 +156,8 @@ class Passages:
             return
         if self._tag is not None:
             self._attributes.gap(text)
-        self._picture.gap(text, in_span=self._span is not None, in_tag=self._tag is not None)
+        if self._picture.start is not None:
+            self._picture.gap(text, in_span=self._span is not None, in_tag=self._tag is not None)
         if text == " " and not self._target.may_begin:  # a blank changes nothing else
             return
         self._target.gap(text)
@@ -199,7 +200,8 @@ class Passages:
             if ":" not in word and "/" not in word and "--" not in word:
                 return []  # nearly always
         found = self._settle(a)
-        self._picture.unit(b, is_target=self._target.kind == "target")
+        if self._picture.start is not None:
+            self._picture.unit(b, is_target=self._target.kind == "target")
         if is_word:
             found.extend(self._word(buffer, a, b))
         else:
