@@ -48,6 +48,9 @@ FOREIGN = [
     "<img src='/\\evil.test/a'>",
     "<img src='/\t/evil.test/a'>",
     "<p style='background:url(&#104;ttps://evil.test/a)'>",
+    "<p style='background:url(\\68ttps://evil.test/a)'>",
+    "<p style='background:url(\\000068 ttps://evil.test/a)'>",
+    "<p style='background:\\75rl(\\2f\\2f evil.test/a)'>",
 ]
 RUNNING = [
     "[x](java&#115;cript:alert)",

@@ -20,6 +20,7 @@ _END = re.compile(r"[\s)]")
 _SPACE = re.compile(r"\s")
 _ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])")
 _ANY_ESCAPED = re.compile(r"\\.", re.DOTALL)
+_CSS_ESCAPED = re.compile(r"\\(?:([0-9a-fA-F]{1,6})\s?|(.))", re.DOTALL)
 _LONG_REFERENCE = re.compile(r"&#[xX]?0{3,}")
 _BREAKS = re.compile(r"[\t\r\n]")
 _DISGUISED = re.compile(r"[&\\\t\r\n]")
@@ -167,6 +168,7 @@ class Attributes:
         self.quote = ""
         self._value: str | None = None
         self._equals = False  # a value may begin
+        self._is_style = False
 
     def gap(self, text: str) -> None:
         """Characters between two units."""
@@ -195,11 +197,14 @@ class Attributes:
         elif self._equals:
             self._value, self._equals = word, False
         else:
-            _, equals, value = word.partition("=")
+            name, equals, value = word.partition("=")
+            self._is_style = name.lower().endswith("style")
             self.any = self.any or bool(equals)
             self._value, self._equals = value or None, bool(equals and not value)
         value = (self._value or "")[:READ_CHARS]
-        return undisguised(value) if _DISGUISED.search(value) else None
+        if _DISGUISED.search(value) is None:
+            return None
+        return undisguised(_CSS_ESCAPED.sub(_css_letter, value) if self._is_style else value)
 
     def sign(self, sign: str) -> None:
         """The next unit, which is no word."""
@@ -208,6 +213,10 @@ class Attributes:
     def _more(self, text: str) -> None:
         if self._value is not None and len(self._value) < READ_CHARS:
             self._value += text
+
+
+def _css_letter(found: re.Match[str]) -> str:
+    return chr(min(int(found[1], 16), 0xFFFD)) if found[1] else found[2]
 
 
 def undisguised(value: str) -> str:
