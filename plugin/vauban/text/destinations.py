@@ -15,7 +15,6 @@ READ_CHARS: Final = 104
 """So much of a destination is read: what is written longer names no other host by its beginning."""
 _MAX_PICTURE_CHARS: Final = 65_536
 """The words of a picture that are longer are taken to be of none."""
-_BEGUN = re.compile(r".*\]\(\s*([^\s)]*)\Z", re.DOTALL)
 _END = re.compile(r"[\s)]")
 _SPACE = re.compile(r"\s")
 _ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])")
@@ -60,11 +59,12 @@ class Target:
     def gap(self, text: str) -> None:
         """Characters between two units."""
         joined = "]" + text if self._bracket else text
-        begun = _BEGUN.match(joined) if "](" in joined else None
+        _, begins, raw = joined.rpartition("](")
+        raw = raw.lstrip()
         self._bracket = text.endswith("]")
-        if begun is not None:  # also inside another
+        if begins and _END.search(raw) is None:  # also inside another
             self._end("target")
-            self._raw = begun.group(1) or None
+            self._raw = raw[:READ_CHARS] or None
         elif self.kind:
             rest = text.lstrip() if self._raw is None else text
             if _END.search(rest) is not None:
