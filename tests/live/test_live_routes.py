@@ -143,7 +143,8 @@ def tool(name: str) -> tuple[Any, dict[str, Any]]:
         "type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"],
         "additionalProperties": False,
     }  # fmt: skip
-    declared = {"type": "function", "function": {"name": name, "parameters": schema}}
+    function = {"name": name, "parameters": schema, "strict": True}
+    declared = {"type": "function", "function": function}
     return declared, {"type": "function", "function": {"name": name}}
 
 
