@@ -115,10 +115,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Start:
 @pytest.fixture(scope="session")
 def live(start: Start) -> Iterator[Live]:
     """The one server that most tests share."""
-    with start(
-        "--additional-config.vauban.answer.details", "true",
-        "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
-    ) as server:  # fmt: skip
+    with start("--additional-config.vauban.answer.details", "true") as server:
         yield server
 
 

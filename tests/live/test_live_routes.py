@@ -136,62 +136,6 @@ def test_messages(claude: anthropic.Anthropic, stream: bool) -> None:
         claude.messages.create(messages=user(ASK), system=ATTACK, **asked)
 
 
-def tool(name: str) -> tuple[Any, dict[str, Any]]:
-    """A tool, and the option that has the stand-in call it: by itself it would call none."""
-    schema = {
-        "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"],
-        "additionalProperties": False,
-    }  # fmt: skip
-    function = {"name": name, "parameters": schema, "strict": True}
-    said = f'<tool_call>\n{{"name": "{name}", "arguments": {{"city": "Oslo"}}}}\n</tool_call>'
-    made = {"structured_outputs": {"choice": [said]}}
-    return {"type": "function", "function": function}, made
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_client_with_tools(client: openai.OpenAI, stream: bool) -> None:
-    """Without keys: the loop of OpenAI's documentation, with a harmless tool."""
-    declared, made = tool("read_weather")
-    turns: list[Any] = user("How is the weather in Oslo?")
-    options: Any = {"model": MODEL, "tools": [declared], "max_tokens": 200}
-    if stream:
-        with client.chat.completions.stream(messages=turns, extra_body=made, **options) as events:
-            message = events.get_final_completion().choices[0].message
-    else:
-        first = client.chat.completions.create(messages=turns, extra_body=made, **options)
-        message = first.choices[0].message
-    (call,) = message.tool_calls or ()
-    assert call.type == "function"
-    assert (call.function.name, json.loads(call.function.arguments)) == (
-        "read_weather", {"city": "Oslo"},
-    )  # fmt: skip
-    function = {"name": call.function.name, "arguments": call.function.arguments}
-    asked_for = {"id": call.id, "type": "function", "function": function}
-    turns.append({"role": "assistant", "tool_calls": [asked_for]})
-    for said, passes in (("Rain, 4 degrees.", True), (ATTACK, False)):
-        answers = [*turns, {"role": "tool", "tool_call_id": call.id, "content": said}]
-        asked: Any = {**options, "messages": answers, "tool_choice": "none", "max_tokens": 6}
-        if passes:
-            assert client.chat.completions.create(**asked).choices[0].message.content
-            continue
-        with pytest.raises(openai.BadRequestError) as caught:
-            client.chat.completions.create(**asked)
-        assert caught.value.code == "content_filter"
-
-
-def test_a_tool_that_destroys_needs_somebody_with_a_key(client: openai.OpenAI) -> None:
-    declared, made = tool("delete_city")
-    answer = client.chat.completions.create(
-        model=MODEL, messages=user("Please tidy up."), tools=[declared], extra_body=made,
-        max_tokens=200,
-    )  # fmt: skip
-    (choice,) = answer.choices
-    assert not choice.message.tool_calls
-    assert choice.finish_reason == "stop"
-    assert "runs without keys" in (choice.message.content or "")
-    assert getattr(choice.message, "approval")["state"] == "pending"  # noqa: B009
-
-
 # -- the same over plain HTTP ----------------------------------------------------------------------
 
 
