@@ -51,6 +51,15 @@ def test_it_says_the_same(value: Any, every: int, is_ascii: bool) -> None:
     assert "\\/" not in plain([text.replace("/", "\\/")])
 
 
+def test_the_mark_comes_where_the_first_character_goes() -> None:
+    """The first one may be the beginning of a word of JSON's, and stays."""
+    text = "t" + "J6rCJzL35gryzluEQsH1KaWoaw7pFr" + " is it" * 50
+    rules = make(entropy="redact", hold_back=16)
+    whole, _ = said(rules, [text], json=True)
+    assert whole.startswith("t[redacted: entropy]")
+    assert said(rules, list(text), json=True)[0] == whole
+
+
 @given(text=written, cuts=cuts)
 @example(text=r"\u\\\u0041", cuts=[])
 def test_any_cut_is_the_whole(text: str, cuts: list[int]) -> None:

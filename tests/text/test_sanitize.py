@@ -60,7 +60,9 @@ fragments = st.sampled_from(
         "https://a.test/?q=dGhpcyBpcyBzZWNyZXQgZGF0YQ123", "password: Zx9Qw7Er5Ty3Ui1Op0As",
         "\x1b[31m", "\u202e", "é", "日本", "x" * 70, "plain words and more of them ", "!", "\\",
         "\\n", "\\u001b", "\\u00", '"', "word", "the override code, and never", "<pre>", "<!--",
-        "data:text/html,x", "\r\n",
+        "data:text/html,x", "\r\n", "](", "](  ", "]:", "[x](<", "&#58;", "https&#58;", "\\:", "//",
+        "<img alt=", "src=", "='", "'", "/\t/", "java&#115;cript:", "![x](https\\://evil.test/a)",
+        "<img src='htt&#x70;://evil.test/x'>",
     ]
 )  # fmt: skip
 texts = st.lists(st.one_of(fragments, st.text(max_size=8)), max_size=14).map("".join)
@@ -121,6 +123,15 @@ def test_what_is_passed_over_changes_nothing(
         again, stream = said(rules, pieces, markup=markup)
         assert again == whole
         assert stream.findings == one.findings
+
+
+def test_a_fence_behind_html_that_a_blank_line_ends() -> None:
+    """Whether a fence may begin changes within what could be passed over."""
+    words = "some more words " * 300
+    text = f"<b>{words}\n\n```py\n{IMAGE} <script>x\n```\n{words}{IMAGE}{words}"
+    rules = make()
+    assert said(rules, [text])[0] == said(rules, list(text))[0]
+    assert out(text).count("evil.test") == 1
 
 
 @pytest.mark.parametrize("more", range(0, 900, 60))

@@ -96,6 +96,12 @@ def test_what_a_rule_can_find_is_never_passed_over(data: st.DataObject) -> None:
         assert not heeded or a in notable
 
 
+def test_ordinary_letters_beyond_ascii_do_not_slow_a_text_down() -> None:
+    assert not secret_rules.may_lack_a_run("Où est le siège de la société ? Ask in Köln.")
+    for text in ("a \u017fum", "35 \u212a", "é xoxb-", "é Slack"):
+        assert secret_rules.may_lack_a_run(text)
+
+
 def _single_rules() -> list[re.Pattern[str]]:
     rules = [rule for name in secret_rules._PLUGINS for rule in secret_rules._denylist(name)]
     return [*rules, *map(re.compile, secret_rules._YOUNGER)]

@@ -57,27 +57,32 @@ class Listener:
         self._spellings = spellings
         self._ends = ends
         self._folded = ""
+        self._kept = max(_FOLDED_CHARS, *map(len, spellings))
 
     def stands_behind(self, other: Listener, text: str) -> None:
         """What another has read, and this text, come before."""
-        self._folded = (other._folded + folded(text))[-_FOLDED_CHARS:]
+        self._folded = (other._folded + folded(text))[-self._kept :]
 
     def passes_over(self, text: str) -> bool:
         """Whether no canary is in a text, which then is read."""
         heard = self._folded + folded(text)
         if any(spelling in heard for spelling in self._spellings):
             return False
-        self._folded = heard[-_FOLDED_CHARS:]
+        self._folded = heard[-self._kept :]
         return True
 
     def hears(self, buffer: str, a: int, b: int) -> int | None:
         """Read the word `buffer[a:b]`. Where in the buffer the canary begins that ends in it; 0 if
         that is not kept any more."""
-        new = folded(buffer[a:b])
-        self._folded = (self._folded + new)[-max(_FOLDED_CHARS, len(new)) :]
-        last = max(0, len(self._folded) - len(new) - 2)
-        ends = self._ends.search(self._folded, last)
-        for spelling in self._spellings if ends else ():
+        if len(self._folded) > 2 * self._kept:
+            self._folded = self._folded[-self._kept :]
+        word = buffer[a:b]  # of ASCII
+        new = word.lower() if word.isalnum() else folded(word)
+        last = max(0, len(self._folded) - 2)
+        self._folded += new
+        if self._ends.search(self._folded, last) is None:
+            return None
+        for spelling in self._spellings:
             at = self._folded.find(spelling, max(0, len(self._folded) - len(new) - len(spelling)))
             if at < 0:
                 continue

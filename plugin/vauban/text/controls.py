@@ -12,9 +12,10 @@ JSON_CONTROL: Final = re.compile(
     r"(?i)\\u(?:00(?:0[0-8bcef]|1[0-9a-f]|7f|[89][0-9a-f])|202[a-e]|206[6-9])"
 )
 """The same as escapes of JSON."""
-_BYTES = bytes(n for n in range(128) if CONTROL.match(chr(n)))
+_PLAIN = bytes(n for n in range(128) if not CONTROL.match(chr(n)))
 
 
-def may_be_in(text: str) -> bool:
-    """False where none is in a text, as far as it is quick to see."""
-    return not text.isascii() or len(text.encode().translate(None, _BYTES)) != len(text)
+def are_in(text: str) -> bool:
+    """Whether any is in a text. Quick where nearly all of it is ASCII."""
+    rest = text.encode("utf-8", "surrogatepass").translate(None, _PLAIN)
+    return bool(rest) and CONTROL.search(rest.decode("utf-8", "surrogatepass")) is not None

@@ -36,9 +36,11 @@ class JsonStrings:
         self._is_first = False
         self._escape_goes = False
         self._literal = ""  # a word or number outside of strings
+        self._mark = ""  # to be said where the first character goes
 
     def follow(self, text: str) -> None:
         """This part stays."""
+        self._mark = "" if text else self._mark
         at, end = 0, len(text)
         while at < end and not self._broken:
             if not self._escape:
@@ -51,14 +53,16 @@ class JsonStrings:
 
     def drop(self, text: str, mark: str) -> str:
         """This part goes, but for quotes, what is outside of strings, and the rest of an escape
-        that has begun; `mark` takes the place of the first character that goes."""
+        that has begun; `mark` takes the place of the first character that goes, which may come
+        with the next part (whose mark is empty)."""
+        self._mark = mark or self._mark
         kept: list[str] = []
         for letter in text:
             if self._step(letter, goes=True):
                 kept.append(letter)
             else:
-                kept.append(mark)
-                mark = ""
+                kept.append(self._mark)
+                self._mark = ""
         return "".join(kept)
 
     def _step(self, letter: str, *, goes: bool) -> bool:

@@ -14,8 +14,10 @@ from typing import Final
 GROUP: Final = 4
 _GROUP_KNOWN = bytes([True] * GROUP)
 _WORD = re.compile(r"[0-9A-Za-z]+|[^\x00-\x7f]")
+_ASCII = bytes(range(128))
+_MANY_SIGNS = 16
 _PLAIN = bytes(
-    ord(chr(n).lower()) if n < 128 and chr(n).isalnum() else ord(" ") for n in range(256)
+    n if n > 127 else ord(chr(n).lower()) if chr(n).isalnum() else ord(" ") for n in range(256)
 )
 
 Group = tuple[str, str, str, str]
@@ -26,7 +28,15 @@ def words_of(text: str) -> list[str]:
     ASCII."""
     if text.isascii():
         return text.encode().translate(_PLAIN).decode().split()
-    return [word.lower() for word in _WORD.findall(text)]
+    raw = text.encode("utf-8", "surrogatepass")
+    beyond = set(raw.translate(None, _ASCII).decode("utf-8", "surrogatepass"))
+    if len(beyond) > _MANY_SIGNS:
+        return [word.lower() for word in _WORD.findall(text)]
+    for sign in beyond:
+        text = text.replace(sign, f" {sign} ")
+    small = text.encode("utf-8", "surrogatepass").translate(_PLAIN)
+    words = small.decode("utf-8", "surrogatepass").lower().split(" ")
+    return list(filter(None, words))  # a blank beyond ASCII is a word, too
 
 
 def spans_of(text: str) -> list[tuple[str, int]]:
@@ -92,17 +102,20 @@ class Follower:
     def unit(self, unit: str, start: int) -> list[tuple[int, int, bool]]:
         """The next unit of the text, which begins at `start`; what leaks in it: from, to, and
         whether a leak begins there."""
-        found = []
-        end = start + len(unit)
         words, groups = self._overlap.words, self._overlap.groups
         plain = unit.isascii() and unit.isalnum()
+        if plain and unit.lower() not in words:
+            self.run, self._said = 0, []
+            return []
+        found = []
+        end = start + len(unit)
         for word, at in [(unit.lower(), 0)] if plain else spans_of(unit):
             if word not in words:
                 self.run, self._said = 0, []
                 continue
             recent = [*self._said, (word, start + at)]
             self._said = recent[1 - GROUP :]
-            if tuple(word for word, _ in recent) not in groups:
+            if len(recent) < GROUP or tuple([word for word, _ in recent]) not in groups:
                 self.run = 0
                 continue
             if not self.run:

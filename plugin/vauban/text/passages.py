@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vauban.text import links, secret_rules
+from vauban.text.destinations import Attributes, Picture, Target
 
 WORD_CHARS: Final = r"A-Za-z0-9_\-+/=.~:%@?&#$*^"
 LOOK_BACK_CHARS: Final = 96
@@ -25,8 +26,8 @@ _WORD = rf"([{WORD_CHARS}]{{1,{MAX_WORD_CHARS}}})"
 UNIT: Final = re.compile(rf"{_WORD}|`{{1,{MAX_TICKS}}}|!\[?|[<>]|[^\x00-\x7f]")
 """A word is its first group."""
 JSON_UNIT: Final = re.compile(rf"{_WORD}|\\(?:u[0-9a-fA-F]{{4}}|[^u])|[^\x00-\x7f]")
-MAX_MARKUP_CHARS: Final = 2_048
-"""A tag, or the words of a picture, longer than that is taken to be none."""
+_MAX_TAG_CHARS = 2_048
+"""A tag without attributes that is longer is taken to be none."""
 _MAX_SPAN_CHARS = 160
 MAX_HALF_CHARS: Final = 160
 _LAST_WORD = re.compile(rf"[{WORD_CHARS}]{{1,{MAX_HALF_CHARS}}}\Z")
@@ -39,8 +40,6 @@ _KEY_LINE = re.compile(
 )
 _NUMBER = re.compile(r":*[-+.0-9eE]*")
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
-_TARGET = re.compile(r"\]\(\s{0,8}<?\s{0,8}\Z")
-_DEFINITION = re.compile(r"\]:\s{0,8}<?\Z")
 # Their content is not Markdown, up to an end that blank lines do not bring.
 _RAW_TAGS = frozenset({"pre", "textarea", "xmp", "plaintext", "script", "style", "title"})
 
@@ -88,10 +87,14 @@ class Passages:
         self._markup = markup
         self._key_to: int | None = None  # inside a key block, whose last line ended here
         self._glued: tuple[int, str] | None = None  # a word was cut in two here
-        self._image: int | None = None
+        self._picture = Picture()
         self._tag_at: int | None = None
         self._tag: str | None = None
         self._tag_from = 0
+        self._attributes = Attributes()
+        self._outer: tuple[str, Attributes] | None = None  # a tag inside whose quotes one begins
+        self._target = Target()
+        self._is_picture = False
         self._html = self._raw_html = False
         self.fence = 0
         self._info_line = self._closing = False
@@ -107,11 +110,11 @@ class Passages:
         return (
             self._key_to is None
             and self._glued is None
-            and self._image is None
+            and self._picture.start is None
             and self._tag_at is None
             and self._tag is None
             and self._span is None
-            and not (self._suspects or self._info_line or self._closing)
+            and not (self._suspects or self._info_line or self._closing or self._target.may_begin)
         )
 
     @property
@@ -122,6 +125,7 @@ class Passages:
     def skip(self, text: str, fence: int) -> None:
         """Pass over text in which nothing has to be read; see `quiet.py`."""
         self.fence = fence
+        self._target.skip(text)
         if self._html and _BLANK_LINE.search("\n" + text if self._after_newline else text):
             self._html = False
         line = text.rpartition("\n")
@@ -136,7 +140,7 @@ class Passages:
         """The caller's buffer lost so many characters at its start."""
         self._tag_from -= chars
         self._key_to = None if self._key_to is None else self._key_to - chars
-        self._image = None if self._image is None else self._image - chars
+        self._picture.forget(chars)
         self._tag_at = None if self._tag_at is None else self._tag_at - chars
         if self._glued is not None:
             self._glued = (self._glued[0] - chars, self._glued[1])
@@ -148,8 +152,15 @@ class Passages:
 
     def gap(self, text: str) -> None:
         """Characters between two units."""
-        if not text or text == " ":  # a blank changes nothing
+        if not text:
             return
+        if self._tag is not None:
+            self._attributes.gap(text)
+        if self._picture.start is not None:
+            self._picture.gap(text, in_span=self._span is not None, in_tag=self._tag is not None)
+        if text == " " and not self._target.may_begin:  # a blank changes nothing else
+            return
+        self._target.gap(text)
         if self._key_to is not None and text.strip(" \t\r\n\\"):
             self._key_to = None
         first_line, newline, _ = text.partition("\n")
@@ -182,19 +193,22 @@ class Passages:
             and self._glued is None
             and self._tag_at is None
             and self._tag is None
+            and self._picture.start is None
+            and not self._target.may_begin
         ):
             word = buffer[a:b]
             if ":" not in word and "/" not in word and "--" not in word:
                 return []  # nearly always
         found = self._settle(a)
+        if self._picture.start is not None:
+            self._picture.unit(b, is_target=self._target.kind == "target")
         if is_word:
             found.extend(self._word(buffer, a, b))
         else:
             found.extend(self._sign(buffer, a, b))
-        if self._image is not None and b - self._image > MAX_MARKUP_CHARS:
-            self._image = None
-        if self._tag is not None and b - self._tag_from > MAX_MARKUP_CHARS:
-            self._tag = None
+        tag_chars = 0 if self._attributes.any else b - self._tag_from
+        if self._tag is not None and tag_chars > _MAX_TAG_CHARS:
+            self._tag = self._outer = None
         return found
 
     def end(self) -> list[Passage]:
@@ -221,20 +235,30 @@ class Passages:
             self._key_to = b
             return
         self._key_to = None
+        self._target.sign(buffer[a:b])
         if not self._markup:
             return
+        if self._tag is not None:
+            self._attributes.sign(buffer[a:b])
         if sign == "`":
             self._ticks(buffer, a, b - a)
         elif sign == "<":
             self._tag_at = b
             return
         elif sign == ">":
-            self._tag = None
+            self._end_tag()
         elif b - a == 2:
-            self._image = a
+            self._picture.begin(a)
         elif sign == "!" and self._tag_at == a and not self.fence:
             self._html = self._raw_html = True
         self._tag_at = None
+
+    def _end_tag(self) -> None:
+        if self._tag is None or self._attributes.quote:  # there it ends no tag
+            return
+        self._tag = None
+        if self._outer is not None:  # of two ways to read it, either may be the renderer's
+            (self._tag, self._attributes), self._outer = self._outer, None
 
     def _ticks(self, buffer: str, a: int, number: int) -> None:
         at_line_start = a == 0 or buffer[a - 1] == "\n"
@@ -262,6 +286,8 @@ class Passages:
         word, cut_short = buffer[a:b], b - a == MAX_WORD_CHARS
         glued, self._glued = self._glued, None
         tag_at, self._tag_at = self._tag_at, None
+        opens_tag = tag_at == a
+        disguised = self._disguised(word, opens_tag=opens_tag)
         if self._json and _NUMBER.fullmatch(word):
             passages = []  # without it the rest would be no JSON
         elif glued is not None and glued[0] == a:
@@ -270,7 +296,9 @@ class Passages:
             passages = [*self._key(buffer, word, a, b)]
             if not passages:
                 passages = [*self._read_word(buffer if not cut_short else buffer[:b], word, a, b)]
-            passages += self._active(word, a, b, opens_tag=tag_at == a)
+            if disguised is not None and self._markup and not passages:
+                passages = [*self._behind(disguised, a, b)]
+            passages += self._active(word, a, b, opens_tag=opens_tag)
         if cut_short:
             whole = next((p.detector for p in passages if p.end == b), "")
             self._glued = (b, whole) if whole else None
@@ -299,19 +327,37 @@ class Passages:
             named = secret_rules.is_named(buffer, a + span[0])
             yield Passage("secrets" if named else "entropy", a + span[0], b)
         if ":" in word or "//" in word:
-            yield from self._address(buffer, word, a, b)
+            yield from self._address(word, a, b)
 
-    def _address(self, buffer: str, word: str, a: int, b: int) -> Iterator[Passage]:
-        before = buffer[max(0, a - 24) : a]
-        target = _TARGET.search(before) is not None
+    def _disguised(self, word: str, *, opens_tag: bool) -> str | None:
+        """What the destination that the word belongs to is so far, if it does not look so."""
+        plain = self._target.word(word)
+        if self._tag is not None and not opens_tag:
+            plain = self._attributes.word(word) or plain
+        if self._target.is_first and self._target.kind == "target":
+            self._is_picture = self._picture.take()
+        return plain
+
+    def _behind(self, plain: str, a: int, b: int) -> Iterator[Passage]:
+        """What is wrong with a destination that is written in disguise."""
+        if self.in_code:
+            return
+        at = links.address_start(plain)
+        if links.script_start(plain, as_target=True) is not None:
+            yield Passage("active", a, b)
+        elif (
+            self._is_fetched(self._target.kind, at == 0)
+            and at is not None
+            and links.fetches(plain[at:])
+            and not links.is_allowed(plain[at:], self._hosts)
+        ):
+            yield Passage("images", a, b)
+
+    def _address(self, word: str, a: int, b: int) -> Iterator[Passage]:
+        kind = self._target.kind if self._target.begins else ""
+        target = kind == "target"
         at = links.address_start(word)
-        is_picture = not self.in_code and (
-            (target and self._image is not None)
-            or _DEFINITION.search(buffer[max(0, a - 24) : a + (at or 0)]) is not None
-            or self._tag not in (None, "a")
-        )
-        if target:
-            self._image = None
+        is_picture = not self.in_code and self._is_fetched(kind, at == self._target.offset)
         running = links.script_start(word, as_target=target)
         if running is not None and self._markup and not self.in_code:
             yield Passage("active", a + running, b)
@@ -321,12 +367,24 @@ class Passages:
             elif "://" in word and links.carries_data(word[at:]):
                 yield Passage("links", a + at, b)
 
+    def _is_fetched(self, kind: str, at_start: bool) -> bool:
+        """Whether an address that stands here is, without a click.
+
+        :param kind: see `Target`. :param at_start: of what stands here.
+        """
+        if (kind == "definition" and at_start) or (kind == "target" and self._is_picture):
+            return True
+        return self._tag not in (None, "a")
+
     def _active(self, word: str, a: int, b: int, *, opens_tag: bool) -> Iterator[Passage]:
         if not self._markup or self.in_code:
             return
         name = links.tag_name(word) if opens_tag else None
         if name is not None:
-            self._tag, self._tag_from = name, a
+            if self._tag is not None and self._attributes.quote and self._outer is None:
+                self._outer = (self._tag, self._attributes)
+            self._tag, self._tag_from, self._attributes = name, a, Attributes()
+            self._attributes.word(word)
             if self._span is None:
                 self._html = True
                 self._raw_html = self._raw_html or name in _RAW_TAGS

@@ -15,23 +15,26 @@ from collections.abc import Iterator
 from typing import Final
 
 from vauban.text import links, secret_rules
+from vauban.text.destinations import READ_CHARS
 from vauban.text.passages import LOOK_BACK_CHARS, MAX_WORD_CHARS, WORD_CHARS
 
-LOOK_AHEAD_CHARS: Final = 128
+LOOK_AHEAD_CHARS: Final = 192
 _BLOCK_CHARS: Final = 3_072
 _MAX_SPAN_CHARS: Final = 100
 _WORTH_CHARS: Final = 32
 _MAX_READ_CHARS: Final = 768
+_MANY_WORDS: Final = 8  # from so many on it pays to ask once for all of them
 _WORD = rf"[{WORD_CHARS}]"
+_DISGUISE = rf"[^\s)\\&]{{0,{READ_CHARS}}}[\\&]"
 # It begins with a set, because `re` passes quickly over what is not in one.
 _SIGN = re.compile(
     r"[<`!\]](?:(?P<tag>(?<=<)[A-Za-z/?!])|(?<=!)\["
     rf"|(?P<span>(?<=`)[^`\n<!]{{1,{_MAX_SPAN_CHARS}}}`(?!`))|(?P<ticks>(?<=`)`{{0,63}})"
-    r"|(?<=\]):\s{0,8}<?(?:[A-Za-z0-9+.\-]{1,16}:|//))"
+    rf"|(?<=\]):(?:\s{{48}}|\s{{0,47}}(?:<\s|<?(?:[A-Za-z0-9+.\-]{{1,16}}:|//|{_DISGUISE})))"
+    rf"|(?<=\])\((?:\s{{48}}|\s{{0,47}}(?:<\s|<?{_DISGUISE})))"
 )
 _INFO_LINE = re.compile(r"[^`\n<>!\[\]]*\n")
 _FENCE_END = re.compile(r"[ \t\r]*\n")
-_DEFINITION_BEFORE = re.compile(r"\]:?\s{0,8}<?\Z")
 _RUNS = re.compile(r"(?i:script:|data:(?:text/html|image/svg|application/))")
 _LONG_WORD = re.compile(rf"{_WORD}{{{secret_rules.MIN_WORD_CHARS},}}|//")
 _REST_OF_WORD = re.compile(rf"{_WORD}*")
@@ -64,8 +67,6 @@ def first_notable(
         backticks mean nothing; 0: there is none.
     :param in_html: no code block can begin.
     """
-    if _DEFINITION_BEFORE.search(buffer, max(0, start - 12), start):
-        return start, fence
     for found in _SIGN.finditer(buffer, start, end + LOOK_AHEAD_CHARS):
         at, after = found.span()
         if at >= end:
@@ -150,9 +151,10 @@ def notable_words(
     text = buffer[start:end]
     before = buffer[max(0, start - secret_rules.CONTEXT_CHARS) : end + 1]
     suspects = set(_suspects(text.encode("ascii", "replace")))
-    if not before.isascii() and secret_rules.BEYOND_ASCII.search(before):
+    if secret_rules.may_lack_a_run(before):
         suspects.update(found.start() for found in _LONG_WORD.finditer(text))
     named = bool(suspects) and secret_rules.may_be_named(before)
+    assigned = len(suspects) < _MANY_WORDS or secret_rules.may_assign(before)
     notable: list[int] = []
     drawn: list[int] = []
     last = 0
@@ -163,7 +165,7 @@ def notable_words(
         found = _REST_OF_WORD.match(buffer, start + at, end)
         b = start + at if found is None else found.end()
         last = b - start
-        if _may_be_more(buffer, a, b):
+        if _may_be_more(buffer, a, b, assigned=assigned):
             notable.append(a)
             continue
         word = buffer[a:b]
@@ -199,12 +201,17 @@ def _suspects(raw: bytes) -> Iterator[int]:
             at = raw.find(b"://", at + 3)
 
 
-def _may_be_more(buffer: str, a: int, b: int) -> bool:
-    """Whether a rule may find something in a word, but for its looking drawn."""
+def _may_be_more(buffer: str, a: int, b: int, *, assigned: bool) -> bool:
+    """Whether a rule may find something in a word, but for its looking drawn.
+
+    :param assigned: something before the word may name what it is.
+    """
     word = buffer[a:b]
     if b - a >= MAX_WORD_CHARS or (":" in word and _RUNS.search(word)):
         return True
-    if secret_rules.secret_start(buffer, a, b) is not None:
+    if secret_rules.plain_start(buffer, a, b) is not None:
+        return True
+    if assigned and secret_rules.named_start(buffer, a, b) is not None:
         return True
     if "-----" in word and "PRIVATE" in buffer[max(0, a - LOOK_BACK_CHARS) : b]:
         return True

@@ -144,7 +144,7 @@ class Stream:
             text = self._plain.feed(text)
         if self.stopped or not text:
             return ""
-        clean = self._rules.actions["control"] == "off" or not controls.may_be_in(text)
+        clean = self._rules.actions["control"] == "off" or not controls.are_in(text)
         for piece in (text,) if clean else self._without_control(text):
             self._buffer += piece
             self._read(final=False)

@@ -9,7 +9,8 @@ the one that ends the channel. Token ids and log-probabilities spell the text to
 with the text that they belong to, or not at all when something was taken out of it.
 
 Does not cover: answers of token ids without text (`/inference/v1/generate` in its default mode);
-what the arguments of one call say before and after something else, read as one text.
+what the arguments of one call say before and after something else, read as one text; halves of one
+secret in two choices: they are alternatives that are drawn apart, and two requests say as much.
 """
 
 from __future__ import annotations
