@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -218,6 +219,20 @@ def test_split_over_accounts(world: World) -> None:
     assert len({last[name].campaign for name in names} - {""}) == 1
     assert sum(bool(last[name].campaign) for name in names) >= 18
     assert not any(last[name].campaign for name in honest)
+
+
+def test_a_step_takes_the_time_of_no_other_thread(world: World) -> None:
+    """Those of BLAS and FAISS would spin in wait of each other's crumbs."""
+    detector = ExtractionDetector(CPU, REFERENCE)
+    callers = [Caller(f"user-{n}") for n in range(32)]
+    steps = [[Query(*pair) for pair in zip(callers, world.script(32), strict=True)]] * 96
+    detector.observe(steps[0])
+    time.sleep(0.2)  # whoever spins from what was before
+    process, own = time.process_time(), time.thread_time()
+    for step in steps:
+        detector.observe(step)
+    process, own = time.process_time() - process, time.thread_time() - own
+    assert process < 1.2 * own
 
 
 def test_who_is_forgiven_begins_anew_also_within_a_batch(world: World) -> None:

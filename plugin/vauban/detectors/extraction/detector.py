@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from vauban.detectors.extraction.accumulated import SEGMENT, Accumulated
 from vauban.detectors.extraction.article import ARTICLE_BAN, article_score
@@ -119,6 +120,7 @@ class ExtractionDetector:
         self._campaigns = Campaigns(self._cells)
         self._callers: OrderedDict[str, _Known] = OrderedDict()
         self._names: dict[int, str] = {}
+        self._blas = ThreadpoolController().select(user_api="blas")
         self._next_number = 0
         self._nbytes = 0
 
@@ -146,6 +148,10 @@ class ExtractionDetector:
             )
         if not np.isfinite(embeddings).all():
             raise ValueError("an embedding is not finite")
+        with self._blas.limit(limits=1):  # for so little, threads cost far more than they save
+            return self._observe(queries, embeddings)
+
+    def _observe(self, queries: Sequence[Query], embeddings: Floats) -> list[Evidence]:
         small = self.reference.projection(embeddings)
         now = self._clock()
         callers = [self._known(query.caller, now) for query in queries]
