@@ -246,3 +246,10 @@ def test_who_is_forgiven_begins_anew_also_within_a_batch(world: World) -> None:
     assert detector.observe(batch)[-1] == Evidence(0.0, Level.CLEAR, 0)
     detector.forget("a")
     assert detector.nbytes == 0
+
+
+def test_who_is_forgiven_by_a_clock_that_is_ahead_begins_anew_once(world: World) -> None:
+    detector = ExtractionDetector(CPU, REFERENCE, clock=lambda: 100.0)
+    for row in world.script(100):
+        (known,) = detector.observe([Query(Caller("a", forgiven_at=3700.0), row)])
+    assert known.level is Level.SLOWED

@@ -303,7 +303,9 @@ class ExtractionDetector:
             self.forget(caller.id)
             found = None
         if found is None:
-            found = _Known(self._next_number, Profile(), None, began_at=now)
+            # Not before it was forgiven by a clock that is ahead, or it would begin anew each time.
+            began_at = max(now, caller.forgiven_at)
+            found = _Known(self._next_number, Profile(), None, began_at=began_at)
             self._callers[caller.id] = found
             self._names[self._next_number] = caller.id
             self._next_number += 1
