@@ -24,6 +24,7 @@ import torch
 from benchmarks.extraction_cost import Talk, fill, filled
 from benchmarks.results import Measure, Result, percentile
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from vauban.detectors.extraction.detector import Query
 from vauban.detectors.extraction.index import NEIGHBOURS, SharedIndex
@@ -226,7 +227,7 @@ def main(argv: list[str] | None = None) -> Result:
     users = arguments.users or (QUICK_USERS if arguments.quick else USERS)
     steps, repeats = (QUICK_STEPS, 2) if arguments.quick else (STEPS, 3)
     most = repeats * (WARM_UP + steps)
-    faiss.omp_set_num_threads(1)
+    threadpool_limits(1)  # of FAISS and of NumPy's BLAS, which the index alone does not hold back
     torch.set_num_threads(1)
     reference = Reference.load()
     result = Result("extraction_gpu", {

@@ -95,6 +95,21 @@ def test_who_leaves_finds_it_again(policy: StatePolicy) -> None:
     assert one.sums("k") == {"n": 6.0}
 
 
+@pytest.mark.parametrize("name", ["", "x" * 10_000, "\udcff", "a\0b"])
+def test_a_name_that_no_store_takes_stops_nobody(policy: StatePolicy, name: str) -> None:
+    one, two = joined(policy)
+    for key in (name, "k"):
+        one.add(key, {"n": 5.0})
+    one.add("k", {"n": float("nan")})
+    assert one.refresh()
+    assert one.sums(name) == {"n": 5.0}
+    two.add("k", {})
+    assert two.refresh()
+    assert two.sums("k") == {"n": 5.0}
+    one.leave(name)
+    assert one.sums(name) == {}
+
+
 @pytest.fixture
 def server() -> Iterator[RedisServer]:
     made = RedisServer()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,7 +122,7 @@ def _rows(source: Path, policy: Policy, console: Console) -> Iterator[Row]:
     embedded = iter(_embed(texts, policy, console))
     for number, document in enumerate(documents, start=1):
         if "embedding" in document:
-            vector = np.asarray(document["embedding"], dtype=np.float32)
+            vector = np.array([_number(x) for x in document["embedding"]])
         else:
             found = next(embedded)
             if found is None:  # nothing in it that could be read
@@ -131,6 +132,7 @@ def _rows(source: Path, policy: Policy, console: Console) -> Iterator[Row]:
             raise MalformedRequest(
                 f"{source}, row {number}: the embedding must be a list of finite numbers, not all 0"
             )
+        vector = vector / np.abs(vector).max()  # or squares of large numbers are none
         group = document.get("group")
         yield Row(
             Caller(
@@ -138,9 +140,16 @@ def _rows(source: Path, policy: Policy, console: Console) -> Iterator[Row]:
                 service=document.get("service") is True,
                 tags=(f"group:{group}",) if isinstance(group, str) and group else (),
             ),
-            vector / np.float32(np.linalg.norm(vector)),
+            (vector / np.linalg.norm(vector)).astype(np.float32),
             document.get("time"),
         )
+
+
+def _number(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # JSON's whole numbers have no end
+        return math.inf
 
 
 def _documents(source: Path) -> Iterator[dict[str, Any]]:

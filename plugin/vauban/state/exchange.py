@@ -20,7 +20,7 @@ from typing import Final
 
 from vauban.errors import ConfigError, StateUnavailable
 from vauban.policy_standing import StatePolicy
-from vauban.state.store import Store
+from vauban.state.store import Store, check_counts
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +67,14 @@ class Exchange:
     # -- no waiting ----------------------------------------------------------------------------
 
     def add(self, key: str, counts: Mapping[str, float]) -> None:
-        """Add to the sums of a key, and have them fetched. Of nothing: only have them fetched."""
+        """Add to the sums of a key, and have them fetched. Of nothing: only have them fetched.
+
+        What no store takes (a name without end, a number that is none) is counted here alone: sent,
+        it would be refused together with what is sent beside it, again and again.
+        """
+        part = self._added if _can_be_stored(key, counts) else self._known
         with self._lock:
-            _add(self._added.setdefault(key, {}), counts)
+            _add(part.setdefault(key, {}), counts)
             self._known.setdefault(key, {})
             self._known.move_to_end(key)
             while len(self._known) > MAX_KEYS:
@@ -135,6 +140,14 @@ class Exchange:
             for key, counts in self._sent.items():
                 _add(self._known.setdefault(key, {}), counts)
             self._sent.clear()
+
+
+def _can_be_stored(key: str, counts: Mapping[str, float]) -> bool:
+    try:
+        check_counts([(key, counts)])
+    except ValueError:
+        return False
+    return True
 
 
 def _add(sums: dict[str, float], more: Mapping[str, float]) -> None:

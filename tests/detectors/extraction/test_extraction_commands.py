@@ -64,6 +64,7 @@ def test_replay_tells_who_and_when(tmp_path: Path, world: World) -> None:
         ('{"user": "a", "embedding": "x"}', "must be a list of numbers"),
         ('{"user": "a", "embedding": [0, 0]}', "finite numbers, not all 0"),
         ('{"user": "a", "embedding": [1, NaN]}', "finite numbers, not all 0"),
+        (f'{{"user": "a", "embedding": [1, 1{"0" * 400}]}}', "finite numbers, not all 0"),
         ('{"user": "a", "embedding": [1, 2]}', "2 numbers; the reference is for 384"),
     ],
 )
@@ -73,6 +74,19 @@ def test_a_row_that_is_wrong_is_named(tmp_path: Path, line: str, told: str) -> N
     done = CliRunner().invoke(app, ["extraction", "replay", "--jsonl", str(source)])
     assert isinstance(done.exception, MalformedRequest)
     assert told in str(done.exception)
+
+
+def test_long_embeddings_are_scaled(tmp_path: Path, world: World) -> None:
+    """Also where their squares are no numbers of the kind they are kept in."""
+    found, script = [], world.script(96).tolist()
+    for scale in (1.0, 1e30, 1e200):
+        source = tmp_path / f"{scale}.jsonl"
+        rows = [{"user": "t", "embedding": [x * scale for x in row]} for row in script]
+        source.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        done = CliRunner().invoke(app, ["extraction", "replay", "--jsonl", str(source), "--json"])
+        found.append(json.loads(done.stdout)["users"][0]["score"])
+    assert found[0] > 0.34
+    assert found[1:] == pytest.approx([found[0]] * 2, abs=0.01)
 
 
 def rows_of(streams: Mapping[str, Floats]) -> list[Row]:

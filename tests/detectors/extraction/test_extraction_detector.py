@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -220,6 +221,20 @@ def test_split_over_accounts(world: World) -> None:
     assert not any(last[name].campaign for name in honest)
 
 
+def test_a_step_takes_the_time_of_no_other_thread(world: World) -> None:
+    """Those of BLAS and FAISS would spin in wait of each other's crumbs."""
+    detector = ExtractionDetector(CPU, REFERENCE)
+    callers = [Caller(f"user-{n}") for n in range(32)]
+    steps = [[Query(*pair) for pair in zip(callers, world.script(32), strict=True)]] * 96
+    detector.observe(steps[0])
+    time.sleep(0.2)  # whoever spins from what was before
+    process, own = time.process_time(), time.thread_time()
+    for step in steps:
+        detector.observe(step)
+    process, own = time.process_time() - process, time.thread_time() - own
+    assert process < 1.2 * own
+
+
 def test_who_is_forgiven_begins_anew_also_within_a_batch(world: World) -> None:
     now = 100.0
     detector = ExtractionDetector(CPU, REFERENCE, clock=lambda: now)
@@ -231,3 +246,10 @@ def test_who_is_forgiven_begins_anew_also_within_a_batch(world: World) -> None:
     assert detector.observe(batch)[-1] == Evidence(0.0, Level.CLEAR, 0)
     detector.forget("a")
     assert detector.nbytes == 0
+
+
+def test_who_is_forgiven_by_a_clock_that_is_ahead_begins_anew_once(world: World) -> None:
+    detector = ExtractionDetector(CPU, REFERENCE, clock=lambda: 100.0)
+    for row in world.script(100):
+        (known,) = detector.observe([Query(Caller("a", forgiven_at=3700.0), row)])
+    assert known.level is Level.SLOWED

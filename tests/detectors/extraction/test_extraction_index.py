@@ -116,9 +116,9 @@ def test_more_neighbours_than_a_cpu_looks_for_first(device: str) -> None:
     """Some queries of the step have a few, one as many as are looked at, and one has none."""
     shared = index(device=device)
     shared.add(SMALL[:1].repeat(NEIGHBOURS, axis=0), np.arange(NEIGHBOURS))
-    shared.add(SMALL[1:2].repeat(FEW, axis=0), np.arange(FEW))
-    found = shared.add(SMALL[:3], np.array([0, FEW, NEIGHBOURS]))
-    assert found.twins == [list(range(1, NEIGHBOURS)), list(range(FEW)), []]
+    shared.add(SMALL[1:2].repeat(FEW[-1], axis=0), np.arange(FEW[-1]))
+    found = shared.add(SMALL[:3], np.array([0, FEW[-1], NEIGHBOURS]))
+    assert found.twins == [list(range(1, NEIGHBOURS)), list(range(FEW[-1])), []]
 
 
 def test_nothing_to_add(device: str) -> None:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -36,6 +37,8 @@ ALIKE: Final = 0.45
 """Affinity of two accounts' cell distributions from which they are linked."""
 MAX_PARTNERS: Final = 256
 """Accounts whose nearly equal queries are counted, per account."""
+_NONE: Final[Mapping[str, int]] = MappingProxyType({})
+_LOG_FACTORIALS: Final = np.cumsum(np.log(np.maximum(np.arange(MAX_MEMBERS), 1)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +109,16 @@ class Campaigns:
 
     def _combine(self, account: str, row: int, tags: tuple[str, ...]) -> Campaign | None:
         used = self._profiles[: self._used]
-        alike = np.flatnonzero(used @ self._profiles[row] >= ALIKE)
-        linked = {account, *(self._names[other] for other in alike)}
-        partners = self._twins.get(account, Counter())
-        linked.update(name for name, twins in partners.items() if twins >= TWIN_LINKS)
+        linked = {row, *np.flatnonzero(used @ self._profiles[row] >= ALIKE).tolist()}
+        for name, twins in self._twins.get(account, _NONE).items():
+            if twins >= TWIN_LINKS and name in self._rows:
+                linked.add(self._rows[name])
         for tag in tags:
-            linked |= self._tags.get(tag, set())
-        accounts = sorted(linked & self._rows.keys())
-        if len(accounts) < MIN_ACCOUNTS:
+            linked.update(map(self._rows.__getitem__, self._tags.get(tag, ())))
+        if len(linked) < MIN_ACCOUNTS:
             return None
-        rarity = -math.log10(MEMBER_SHARE) - self._tails[[self._rows[a] for a in accounts]]
+        accounts = sorted(map(self._names.__getitem__, linked))
+        rarity = -math.log10(MEMBER_SHARE) - self._tails[[self._rows[name] for name in accounts]]
         # Every member's neighbourhood is a chance for a false alarm.
         tail = fisher(rarity) - math.log10(len(self._rows))
         digest = hashlib.sha256(accounts[0].encode()).hexdigest()[:12]
@@ -151,12 +154,12 @@ class Campaigns:
 def fisher(log_shares: Sequence[float] | Floats) -> float:
     """-log10 of Fisher's combined p-value.
 
-    :param log_shares: log10 of independent p-values, each 0 or less.
+    :param log_shares: log10 of at most `MAX_MEMBERS` independent p-values, each 0 or less.
     """
     half = -float(np.minimum(log_shares, 0.0).sum()) * math.log(10)
     # The survival function of chi-square with 2k degrees: exp(-h) * sum of h^i / i! below k.
     orders = np.arange(len(log_shares))
-    terms = orders * math.log(max(half, 1e-12)) - np.cumsum(np.log(np.maximum(orders, 1)))
+    terms = orders * math.log(max(half, 1e-12)) - _LOG_FACTORIALS[: len(orders)]
     top = float(terms.max())
     log_sum = top + math.log(float(np.exp(terms - top).sum()))
     return max(0.0, (half - log_sum) / math.log(10))

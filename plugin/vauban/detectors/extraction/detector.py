@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from vauban.detectors.extraction.accumulated import SEGMENT, Accumulated
 from vauban.detectors.extraction.article import ARTICLE_BAN, article_score
@@ -119,6 +120,7 @@ class ExtractionDetector:
         self._campaigns = Campaigns(self._cells)
         self._callers: OrderedDict[str, _Known] = OrderedDict()
         self._names: dict[int, str] = {}
+        self._blas = ThreadpoolController().select(user_api="blas")
         self._next_number = 0
         self._nbytes = 0
 
@@ -146,22 +148,24 @@ class ExtractionDetector:
             )
         if not np.isfinite(embeddings).all():
             raise ValueError("an embedding is not finite")
+        with self._blas.limit(limits=1):  # for so little, threads cost far more than they save
+            return self._observe(queries, embeddings)
+
+    def _observe(self, queries: Sequence[Query], embeddings: Floats) -> list[Evidence]:
         small = self.reference.projection(embeddings)
-        callers = [self._known(query.caller) for query in queries]
+        now = self._clock()
+        callers = [self._known(query.caller, now) for query in queries]
         numbers = np.array([caller.number for caller in callers], np.int64)
         found = self._index.add(small, numbers)
         fine = self.reference.projection.fine_cells(small, found.cells).tolist()
         places = self._plane(small).round(3).tolist()
         evidence = []
         for row, (query, caller) in enumerate(zip(queries, callers, strict=True)):
-            twins = found.twins[row]
-            for twin in twins if len(twins) <= POPULAR else ():
-                if (name := self._names.get(twin)) is not None:
-                    self._campaigns.twin(query.caller.id, name)
+            if twins := found.twins[row]:
+                self._link(query.caller.id, twins)
             if caller.service is not None:
                 caller.service.add(int(found.cells[row]))
-            due = caller.profile.add(small[row], fine[row])
-            if due:
+            if caller.profile.add(small[row], fine[row]):
                 self._judge(query.caller.id, caller)
             x, y = places[row]
             evidence.append(caller.evidence.lying_at(x, y))
@@ -285,15 +289,23 @@ class ExtractionDetector:
             caller.rung_since = count
         return caller.rung
 
+    def _link(self, name: str, twins: Sequence[int]) -> None:
+        """Who asked nearly the same as others."""
+        for twin in twins if len(twins) <= POPULAR else ():
+            if (other := self._names.get(twin)) is not None:
+                self._campaigns.twin(name, other)
+
     # -- keeping -------------------------------------------------------------------------------
 
-    def _known(self, caller: Caller) -> _Known:
+    def _known(self, caller: Caller, now: float) -> _Known:
         found = self._callers.get(caller.id)
         if found is not None and found.began_at < caller.forgiven_at:
             self.forget(caller.id)
             found = None
         if found is None:
-            found = _Known(self._next_number, Profile(), None, began_at=self._clock())
+            # Not before it was forgiven by a clock that is ahead, or it would begin anew each time.
+            began_at = max(now, caller.forgiven_at)
+            found = _Known(self._next_number, Profile(), None, began_at=began_at)
             self._callers[caller.id] = found
             self._names[self._next_number] = caller.id
             self._next_number += 1
@@ -301,16 +313,19 @@ class ExtractionDetector:
             found.service = ServiceBaseline(self._cells)
         elif not caller.service:
             found.service = None
-        found.tags = tuple(tag for tag in caller.tags if tag)
-        found.asked_at = self._clock()
+        found.tags = caller.tags if all(caller.tags) else tuple(filter(None, caller.tags))
+        found.asked_at = now
         self._callers.move_to_end(caller.id)
         return found
 
     def _account(self, name: str, caller: _Known) -> None:
-        if self._callers.get(name) is not caller:  # begun anew within this batch
+        now = caller.profile.nbytes
+        if caller.service is not None:
+            now += self._cells * 8
+        if (
+            now == caller.nbytes or self._callers.get(name) is not caller
+        ):  # begun anew in this batch
             return
-        service = self._cells * 8 if caller.service is not None else 0
-        now = caller.profile.nbytes + service
         self._nbytes += now - caller.nbytes
         caller.nbytes = now
 

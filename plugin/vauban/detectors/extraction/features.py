@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -102,51 +103,69 @@ class Measured:
 MEASURES: Final = 4 + len(LAGS)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Band:
+    """Neighbours of the queries from some row of a window on, [rows, offsets] each.
+
+    `places`: where in the flat matrix of products; a query's own where there is none. `inside`:
+    whether there is one; `close`: other than itself. `rest`, `neighbours`: how many queries are
+    not near, and near [rows]. `lags`: for each of `LAGS`, which are up to it, and how many they
+    are, at least 1 [rows].
+    """
+
+    places: NDArray[np.intp]
+    inside: NDArray[np.bool_]
+    close: NDArray[np.bool_]
+    rest: NDArray[np.intp]
+    neighbours: NDArray[np.intp]
+    lags: Sequence[tuple[NDArray[np.bool_], NDArray[np.intp]]]
+
+
+@lru_cache(maxsize=64)
+def _band(n: int, start: int) -> _Band:
+    """Kept, as windows are measured at the same few lengths again and again: 10 kB for a block,
+    130 kB for a whole window."""
+    own = np.arange(start, n)[:, None]
+    columns = own + _OFFSETS
+    inside = (columns >= 0) & (columns < n)
+    places = (own - start) * n + np.where(inside, columns, own)
+    close = inside & (_OFFSETS != 0)
+    taken = [close & within for within in _WITHIN]
+    lags = [(mask, np.maximum(mask.sum(axis=1), 1)) for mask in taken]
+    return _Band(places, inside, close, n - inside.sum(axis=1), close.sum(axis=1), lags)
+
+
 def measure(vectors: Floats, start: int) -> Measured:
     """Measure the queries from row `start` on against the whole window.
 
     :param vectors: unit length [n, d], in order of arrival.
     """
-    n = len(vectors)
+    at = _band(len(vectors), start)
     similar = vectors[start:] @ vectors.T
-    rows = np.arange(n - start)[:, None]
-    own = np.arange(start, n)[:, None]
-    columns = own + _OFFSETS
-    inside = (columns >= 0) & (columns < n)
-    columns = np.where(inside, columns, own)
-    band = similar[rows, columns]
-    count = n - inside.sum(axis=1)
+    flat = similar.reshape(-1)
+    band = flat[at.places]
     # What is near is taken out of the sums, and out of the comparisons, over the whole row.
-    outside = np.where(inside, 0.0, band)
-    total = similar.sum(axis=1) - (band - outside).sum(axis=1)
-    squares = np.einsum("ij,ij->i", similar, similar) - (band**2 - outside**2).sum(axis=1)
-    similar[rows, columns] = -1.0
+    inside = np.where(at.inside, band, 0.0)
+    total = similar.sum(axis=1) - inside.sum(axis=1)
+    squares = np.einsum("ij,ij->i", similar, similar) - (inside * inside).sum(axis=1)
+    flat[at.places] = -1.0
     best_far = similar.max(axis=1)
 
-    close = inside & (_OFFSETS != 0)
-    kept = np.where(close, band, -1.0)
-    near = kept.max(axis=1)
+    kept = np.where(at.close, band, -1.0)
     before = kept[:, :NEAR].max(axis=1)
+    near = np.maximum(before, kept[:, NEAR:].max(axis=1))
     better = (similar >= near[:, None]).sum(axis=1) * (near > -1.0)
     # As if the neighbours had been drawn from the rest of the window: one of them is the best.
-    above = (better + 0.5) / (count + 1.0)
-    order = 1.0 - (1.0 - above) ** close.sum(axis=1)
+    above = (better + 0.5) / (at.rest + 1.0)
+    order = 1.0 - (1.0 - above) ** at.neighbours
 
-    least = np.maximum(count, 1)
+    least = np.maximum(at.rest, 1)
     mean = total / least
     spread = np.sqrt(np.maximum(squares / least - mean * mean, 1e-4))
-    lags = np.empty((len(LAGS), n - start), np.float32)
-    for place, within in enumerate(_WITHIN):
-        taken = close & within
-        found = np.where(taken, band, 0.0).sum(axis=1) / np.maximum(taken.sum(axis=1), 1)
-        lags[place] = (found - mean) / spread
-    return Measured(
-        order.astype(np.float32),
-        near.astype(np.float32),
-        before.astype(np.float32),
-        best_far.astype(np.float32),
-        lags,
-    )
+    lags = np.empty((len(LAGS), len(band)), np.float32)
+    for place, (taken, count) in enumerate(at.lags):
+        lags[place] = (np.where(taken, band, 0.0).sum(axis=1) / count - mean) / spread
+    return Measured(order.astype(np.float32), near, before, best_far, lags)
 
 
 def statistics(
@@ -164,6 +183,7 @@ def statistics(
     goes_on = ~np.append(start[1:], True)
     session = start & goes_on
     flags = np.stack([lone, alone, lone & new, alone & goes_on, session & new, new])
+    edges = np.flatnonzero(np.append(start, True))
     found = []
     for n in lengths:
         strength = float((measured.lags[:, -n:].sum(axis=1) * _SQUARE_ROOTS).max()) / np.sqrt(n)
@@ -177,7 +197,7 @@ def statistics(
                     shares[1],
                     shares[2],
                     len(set(own)) / n,
-                    _session_spread(start[-n:]),
+                    _session_spread(edges[np.searchsorted(edges, len(start) - n) :]),
                     *shares[3:],
                 ],
                 dtype=np.float32,
@@ -186,9 +206,11 @@ def statistics(
     return found
 
 
-def _session_spread(start: NDArray[np.bool_]) -> float:
-    """Standard deviation over mean of the lengths of sessions; 1 where there are few."""
-    edges = np.flatnonzero(np.append(start, True))
+def _session_spread(edges: NDArray[np.intp]) -> float:
+    """Standard deviation over mean of the lengths of sessions; 1 where there are few.
+
+    :param edges: where sessions start, and where the window ends.
+    """
     lengths = edges[1:] - edges[:-1]
     lengths = lengths[lengths > 1]
     count = len(lengths)

@@ -25,9 +25,11 @@ from vauban.detectors.extraction.projection import DIMENSIONS, SCALE, Floats, Sm
 PROBES: Final = 2
 NEIGHBOURS: Final = 32
 """Most neighbours of one query that are looked at."""
-FEW: Final = 8
-"""Neighbours that a CPU looks for first, in half the time; for more only where all are alike."""
+FEW: Final = (1, 8)
+"""Neighbours that a CPU looks for first, in less time; for more only where all are alike. Most
+queries are like nothing that was asked."""
 BYTES_PER_QUERY: Final = DIMENSIONS * 4 + 8
+"""On a GPU. On a CPU, where FAISS has products of whole numbers of a byte, `DIMENSIONS` + 8."""
 GPU_SCRATCH_BYTES: Final = 2**26
 """FAISS's working memory on a GPU. Its own default, 1.5 GiB, is memory the model's server counts on
 for itself."""
@@ -74,11 +76,20 @@ class SharedIndex:
         return int(self._young.ntotal + self._old.ntotal)
 
     def add(self, small: Small, callers: NDArray[np.int64]) -> Found:
-        """Find each query's cell and twins, and keep it. As if they came one by one.
+        """Find each query's cell and twins, and keep it. As if they came one by one. On one thread:
+        for so little, FAISS's others would only wait, and take the time of a core to do it.
 
         :param small: int8 [n, 64].
         :param callers: number of the caller of each query [n], 0 or more.
         """
+        threads = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(1)
+        try:
+            return self._add_all(small, callers)
+        finally:
+            faiss.omp_set_num_threads(threads)
+
+    def _add_all(self, small: Small, callers: NDArray[np.int64]) -> Found:
         cells: list[NDArray[np.int64]] = []
         twins: list[list[int]] = []
         start = 0
@@ -110,7 +121,7 @@ class SharedIndex:
     ) -> Iterator[Pairs]:
         """Rows and the callers of what is nearly the same as they, of the nearest `NEIGHBOURS`."""
         places = np.arange(len(rows))
-        for most in (NEIGHBOURS,) if self.on_gpu else (FEW, NEIGHBOURS):
+        for most in (NEIGHBOURS,) if self.on_gpu else (*FEW, NEIGHBOURS):
             products, found = index.search_preassigned(
                 rows[places], min(most, int(index.ntotal)), probed[places], nearness[places]
             )
@@ -139,14 +150,20 @@ class SharedIndex:
         self._young.add_core(len(rows), *(faiss.swig_ptr(array) for array in (rows, ids, cells)))
 
     def _inverted_file(self) -> Any:
-        index: Any = faiss.IndexIVFFlat(
-            _flat(self._centres), DIMENSIONS, len(self._centres), faiss.METRIC_INNER_PRODUCT
-        )
+        shape = _flat(self._centres), DIMENSIONS, len(self._centres)
+        if self._resources is None:
+            # A quarter of the memory to go through, and the same products: it rounds nothing.
+            whole = faiss.ScalarQuantizer.QT_8bit_direct_signed
+            index: Any = faiss.IndexIVFScalarQuantizer(
+                *shape, whole, faiss.METRIC_INNER_PRODUCT, False
+            )
+        else:
+            index = faiss.IndexIVFFlat(*shape, faiss.METRIC_INNER_PRODUCT)
         index.nprobe = PROBES
         index.is_trained = True
-        if self._resources is not None:
-            index = faiss.index_cpu_to_gpu(self._resources, 0, index)
-        return self._emptied(index) if self.on_gpu else index
+        if self._resources is None:
+            return index
+        return self._emptied(faiss.index_cpu_to_gpu(self._resources, 0, index))
 
     def _emptied(self, index: Any) -> Any:
         if not self.on_gpu:

@@ -39,6 +39,7 @@ class Profile:
         "_kept",
         "_measured",
         "_measures",
+        "_nbytes",
         "_vectors",
         "accumulated",
         "count",
@@ -61,10 +62,12 @@ class Profile:
         self._cells = np.empty(_FIRST_ROOM, np.uint16)
         self._kept = 0  # queries in _measures and _cells, also those without measures yet
         self._measured = 0  # of those, the first so many have their final measures
+        self._nbytes = 0  # counted when room is made, and not at every query
+        self._count_bytes()
 
     @property
     def nbytes(self) -> int:
-        return self._vectors.nbytes + self._measures.nbytes + self._cells.nbytes + 1_024
+        return self._nbytes
 
     def add(self, vector: Small, fine_cell: int) -> bool:
         """Take one query. True when the caller is due to be judged.
@@ -126,12 +129,17 @@ class Profile:
         # The last ones have not seen all their neighbours yet.
         self._measured = self._kept - NEAR
 
+    def _count_bytes(self) -> None:
+        arrays = self._vectors, self._measures, self._cells
+        self._nbytes = sum(array.nbytes for array in arrays) + 1_024
+
     def _make_room_for_vectors(self) -> None:
         room = len(self._vectors)
         if room < _VECTORS:
             grown = np.empty((min(2 * room, _VECTORS), DIMENSIONS), np.int8)
             grown[:room] = self._vectors
             self._vectors = grown
+            self._count_bytes()
             return
         self._vectors[:-BLOCK] = self._vectors[BLOCK:]
         self._held -= BLOCK
@@ -145,6 +153,7 @@ class Profile:
             measures = np.empty((MEASURES, grown), np.float16)
             measures[:, :room] = self._measures
             self._cells, self._measures = cells, measures
+            self._count_bytes()
             return
         self._cells[:-BLOCK] = self._cells[BLOCK:]
         self._measures[:, :-BLOCK] = self._measures[:, BLOCK:]

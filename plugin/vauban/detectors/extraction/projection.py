@@ -6,7 +6,7 @@ numpy find the same neighbours, whatever the order they add in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -29,6 +29,12 @@ class Projection:
     matrix: Floats
     centres: Small
     sides: Floats
+    _matrix: NDArray[np.float64] = field(init=False, repr=False, compare=False)
+    _centres: Floats = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_matrix", self.matrix.astype(np.float64))
+        object.__setattr__(self, "_centres", unit(self.centres))
 
     def __call__(self, embeddings: Floats) -> Small:
         """int8 [n, 64]; directions only, so a scaled embedding is the same query.
@@ -36,7 +42,7 @@ class Projection:
         :param embeddings: float32 [n, embedding].
         """
         # In double precision, or what is rounded would depend on how many are multiplied at once.
-        small = embeddings.astype(np.float64) @ self.matrix.astype(np.float64)
+        small = embeddings.astype(np.float64) @ self._matrix
         lengths = np.sqrt((small * small).sum(axis=1))
         scaled = small * (SCALE / np.maximum(lengths, 1e-6))[:, None]
         whole: Small = np.clip(np.rint(scaled), -127, 127).astype(np.int8)
@@ -53,7 +59,7 @@ class Projection:
 
     def fine_cells(self, small: Small, cells: NDArray[np.integer]) -> NDArray[np.uint16]:
         """Coarse cells cut into `FINE` parts, uint16 [n]."""
-        offset = unit(small) - unit(self.centres[cells])
+        offset = unit(small) - self._centres[cells]
         part = (offset @ self.sides > 0) @ np.array([1, 2, 4])
         fine: NDArray[np.uint16] = (cells * FINE + part).astype(np.uint16)
         return fine
