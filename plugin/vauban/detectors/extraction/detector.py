@@ -322,9 +322,8 @@ class ExtractionDetector:
         now = caller.profile.nbytes
         if caller.service is not None:
             now += self._cells * 8
-        if (
-            now == caller.nbytes or self._callers.get(name) is not caller
-        ):  # begun anew in this batch
+        begun_anew = self._callers.get(name) is not caller  # within this batch
+        if begun_anew or now == caller.nbytes:
             return
         self._nbytes += now - caller.nbytes
         caller.nbytes = now
