@@ -25,6 +25,7 @@ FOREIGN = [
     "![a [b](https://ok.test/) d](https://evil.test/a)",
     "![a ![b](https://ok.test/) d](https://evil.test/a)",
     "![a \\] [b](https://ok.test/) d](https://evil.test/a)",
+    "![a\n [b](https://ok.test/)\nd](https://evil.test/a)",
     "![a `]` [b](https://ok.test/) d](https://evil.test/a)",
     "![a ` [b](https://ok.test/) d](https://evil.test/a)",
     "![a <i title=']'>b</i> c](https://evil.test/a)",
@@ -96,6 +97,8 @@ def test_what_runs_whatever_it_is_written_as(text: str) -> None:
         "wow![1] (see https://docs.test/a), vec![1, 2] and [docs](https://docs.test/a)",
         "![x](https://ok.test/a.png) and [docs](https://docs.test/a)",
         "[![x](https://ok.test/a.svg)](https://docs.test/a)",
+        "`vec![` begins it.\n\nSee [docs](https://docs.test/a) and [docs](https://docs.test/b)",
+        "- `![`\n \n- [docs](https://docs.test/a)",
     ],
 )
 def test_what_is_left_alone(text: str) -> None:

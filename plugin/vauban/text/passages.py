@@ -173,8 +173,9 @@ class Passages:
             self.fence, self._closing = 0, False
         self._info_line = False
         self._span_broken = self._span is not None
-        if self._html and _BLANK_LINE.search("\n" + text if self._after_newline else text):
+        if _BLANK_LINE.search("\n" + text if self._after_newline else text):
             self._html = False
+            self._picture.start = None  # no words go over the end of a paragraph
         self._after_newline = not text.rpartition("\n")[2].strip(" \t\r")
 
     def unit(self, buffer: str, a: int, b: int, *, is_word: bool) -> list[Passage]:
@@ -206,8 +207,7 @@ class Passages:
             found.extend(self._word(buffer, a, b))
         else:
             found.extend(self._sign(buffer, a, b))
-        tag_chars = 0 if self._attributes.any else b - self._tag_from
-        if self._tag is not None and tag_chars > _MAX_TAG_CHARS:
+        if self._tag and not self._attributes.any and b - self._tag_from > _MAX_TAG_CHARS:
             self._tag = self._outer = None
         return found
 
