@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from random import Random
 
 import pytest
@@ -175,6 +176,14 @@ def test_ordinary_words_and_code_are_unchanged(text: str) -> None:
 
 def test_a_ligature_does_not_multiply_the_work() -> None:
     assert len(fold_characters("\ufdfa" * 1000)[0]) <= 1000
+
+
+def test_many_spaced_words_take_linear_time() -> None:
+    text = "a b  " * 100_000
+    began = time.process_time()
+    folded, _ = fold_words(text)
+    assert time.process_time() - began < 5  # a third of a second; 20 when each word copied all
+    assert folded.startswith("ab ab")
 
 
 @given(words=words, random=st.randoms(use_true_random=False))

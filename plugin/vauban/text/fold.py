@@ -241,7 +241,8 @@ def _join_spaced(match: re.Match[str]) -> str:
     if letters < _MIN_LETTERS or gaps[between] * 2 < gaps.total():
         return run
     if letters >= _MIN_LETTER_SHARE * chars:
-        return " ".join(_spread(word, at_least=_LONG if words[1:] else _SPLIT) for word in words)
+        at_least = _LONG if len(words) > 1 else _SPLIT
+        return " ".join(_spread(word, at_least) for word in words)
     if len(words) == 1:
         # A sum, or a table's row, unless it could be decoded or read.
         if _HEX.fullmatch(words[0]):
