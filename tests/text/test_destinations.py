@@ -25,6 +25,7 @@ FOREIGN = [
     "![a [b](https://ok.test/) d](https://evil.test/a)",
     "![a ![b](https://ok.test/) d](https://evil.test/a)",
     "![a \\] [b](https://ok.test/) d](https://evil.test/a)",
+    "![a\n [b](https://ok.test/)\nd](https://evil.test/a)",
     "![a `]` [b](https://ok.test/) d](https://evil.test/a)",
     "![a ` [b](https://ok.test/) d](https://evil.test/a)",
     "![a <i title=']'>b</i> c](https://evil.test/a)",
@@ -78,6 +79,17 @@ def test_what_runs_whatever_it_is_written_as(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["\\`<form>`", "\\\\\\`<form>`", "\\``<form>``", "\\`<i onload=a>`"]
+)
+@pytest.mark.parametrize("words", [0, 1, 60])
+def test_an_escaped_backtick_begins_no_code(text: str, words: int) -> None:
+    text = f"{WORDS * words}{text} {WORDS * words}"
+    for parts in ([text], list(text)):
+        _, stream = said(make(), parts)
+        assert stream.findings["active", "redact"] == 1
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "![x](images/a&amp;b.png)",
@@ -96,6 +108,9 @@ def test_what_runs_whatever_it_is_written_as(text: str) -> None:
         "wow![1] (see https://docs.test/a), vec![1, 2] and [docs](https://docs.test/a)",
         "![x](https://ok.test/a.png) and [docs](https://docs.test/a)",
         "[![x](https://ok.test/a.svg)](https://docs.test/a)",
+        "`vec![` begins it.\n\nSee [docs](https://docs.test/a) and [docs](https://docs.test/b)",
+        "\\\\`<form>`, \\``<form>`, `C:\\`, `<form>`",
+        "- `![`\n \n- [docs](https://docs.test/a)",
     ],
 )
 def test_what_is_left_alone(text: str) -> None:
@@ -111,7 +126,7 @@ pieces = st.sampled_from(
         *FOREIGN[:8], *RUNNING, "](", "]", "(", " ", ")", "<", ">", "\\", "&", "&#58;", "//", ":",
         "https", "evil.test/a", "<img alt=", "src=", "'", '"', "\n", "x", "é", "!", "![", "`", "[",
         "[b](c)", "<i a=']'>",
-        " " * 9, "java", "script:", "a" * 120,
+        " " * 9, "\\`", "<form>", "java", "script:", "a" * 120,
     ]
 )  # fmt: skip
 

@@ -221,20 +221,28 @@ def _split_words(joined: str) -> str | None:
     return " ".join(joined[a:b] for a, b in pairwise(sorted(cuts | {0})))
 
 
+def _joined(words: str) -> list[str]:
+    """Words put together of single letters, which can be seen only now to mix scripts."""
+    return (words if words.isascii() else _fold_look_alikes(words)[0]).split(" ")
+
+
 def _join_spaced(match: re.Match[str]) -> str:
     """Single characters joined: where wider gaps show words, or where they are letters."""
     run = match.group()
     gaps = Counter(_BLANKS.findall(run))
     between = min(gaps, key=lambda gap: (len(gap), -gaps[gap]))
-    words = "".join(
-        part if at % 2 == 0 else "" if part == between else " "
-        for at, part in enumerate(_SPACED_GAPS.split(run))
-    ).split(" ")
+    words = _joined(
+        "".join(
+            part if at % 2 == 0 else "" if part == between else " "
+            for at, part in enumerate(_SPACED_GAPS.split(run))
+        )
+    )
     letters, chars = len(_LETTER.findall(run)), sum(map(len, words))
     if letters < _MIN_LETTERS or gaps[between] * 2 < gaps.total():
         return run
     if letters >= _MIN_LETTER_SHARE * chars:
-        return " ".join(_spread(word, at_least=_LONG if words[1:] else _SPLIT) for word in words)
+        at_least = _LONG if len(words) > 1 else _SPLIT
+        return " ".join(_spread(word, at_least) for word in words)
     if len(words) == 1:
         # A sum, or a table's row, unless it could be decoded or read.
         if _HEX.fullmatch(words[0]):
@@ -263,10 +271,12 @@ def _join_dotted(match: re.Match[str]) -> str:
     few = letters < _MIN_LETTERS or letters < _MIN_LETTER_SHARE * (letters + others)
     if few or gaps[between] * 2 < gaps.total():
         return run
-    words = "".join(
-        "" if part == between else " " if _SEPARATOR.fullmatch(part) else part
-        for part in _SEPARATORS.split(run)
-    ).split(" ")
+    words = _joined(
+        "".join(
+            "" if part == between else " " if _SEPARATOR.fullmatch(part) else part
+            for part in _SEPARATORS.split(run)
+        )
+    )
     return " ".join(map(_spread, words))
 
 
@@ -276,7 +286,7 @@ def _spread(word: str, at_least: int = _SPLIT) -> str:
 
 def _join_delimited(match: re.Match[str]) -> str:
     words = _BLANKS.split(match.group())
-    plain = [word[::2] for word in words]
+    plain = _joined(" ".join(word[::2] for word in words))
     letters, chars = sum(c.isalpha() for w in plain for c in w), sum(map(len, plain))
     longer = sum(len(word) > 1 for word in plain)
     few = letters < _MIN_LETTERS or letters < _MIN_WORDS_SHARE * chars
@@ -290,7 +300,7 @@ def _join_delimited(match: re.Match[str]) -> str:
 
 def _join_scattered(match: re.Match[str]) -> str:
     """Letters with anything between them, as "i, g, n. .o", where they read as words."""
-    letters = "".join(filter(str.isalnum, match.group()))
+    [letters] = _joined("".join(filter(str.isalnum, match.group())))
     few = 2 * sum(map(str.isalpha, letters)) < len(letters)
     return (None if few else _split_words(letters)) or match.group()
 

@@ -39,6 +39,7 @@ _KEY_LINE = re.compile(
     r"|[A-Za-z0-9+/=]{16,}|[A-Za-z0-9+/]*[0-9+/=][A-Za-z0-9+/=]*"
 )
 _NUMBER = re.compile(r":*[-+.0-9eE]*")
+_ESCAPE = re.compile(r"(?<!\\)\\(?:\\\\)*\Z")  # of a backtick, with which no span begins
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
 # Their content is not Markdown, up to an end that blank lines do not bring.
 _RAW_TAGS = frozenset({"pre", "textarea", "xmp", "plaintext", "script", "style", "title"})
@@ -173,8 +174,9 @@ class Passages:
             self.fence, self._closing = 0, False
         self._info_line = False
         self._span_broken = self._span is not None
-        if self._html and _BLANK_LINE.search("\n" + text if self._after_newline else text):
+        if _BLANK_LINE.search("\n" + text if self._after_newline else text):
             self._html = False
+            self._picture.start = None  # no words go over the end of a paragraph
         self._after_newline = not text.rpartition("\n")[2].strip(" \t\r")
 
     def unit(self, buffer: str, a: int, b: int, *, is_word: bool) -> list[Passage]:
@@ -206,8 +208,7 @@ class Passages:
             found.extend(self._word(buffer, a, b))
         else:
             found.extend(self._sign(buffer, a, b))
-        tag_chars = 0 if self._attributes.any else b - self._tag_from
-        if self._tag is not None and tag_chars > _MAX_TAG_CHARS:
+        if self._tag and not self._attributes.any and b - self._tag_from > _MAX_TAG_CHARS:
             self._tag = self._outer = None
         return found
 
@@ -217,9 +218,7 @@ class Passages:
         return self._settle(0)
 
     def _settle(self, a: int) -> list[Passage]:
-        if self._span is None:
-            return []
-        if not self._span_broken and a - self._span[1] <= _MAX_SPAN_CHARS:
+        if self._span is None or not (self._span_broken or a - self._span[1] > _MAX_SPAN_CHARS):
             return []
         found, self._suspects = self._suspects, []
         self._html = self._html or bool(found)
@@ -270,7 +269,8 @@ class Passages:
         elif number >= 3 and at_line_start and not self.is_html:
             self.fence, self._info_line = number, True
         elif self._span is None:
-            self._span, self._span_broken = (number, a), False
+            number -= _ESCAPE.search(buffer[max(0, a - LOOK_BACK_CHARS) : a]) is not None
+            self._span, self._span_broken = (number, a) if number else None, False
         elif self._span[0] == number:
             self._span = None
             self._suspects.clear()

@@ -29,7 +29,7 @@ _DISGUISE = rf"[^\s)\\&]{{0,{READ_CHARS}}}[\\&]"
 # It begins with a set, because `re` passes quickly over what is not in one.
 _SIGN = re.compile(
     r"[<`!\]](?:(?P<tag>(?<=<)[A-Za-z/?!])|(?<=!)\["
-    rf"|(?P<span>(?<=`)[^`\n<!]{{1,{_MAX_SPAN_CHARS}}}`(?!`))|(?P<ticks>(?<=`)`{{0,63}})"
+    rf"|(?P<span>(?<=`)(?<!\\`)[^`\n<!]{{1,{_MAX_SPAN_CHARS}}}`(?!`))|(?P<ticks>(?<=`)`{{0,63}})"
     rf"|(?<=\]):(?:\s{{48}}|\s{{0,47}}(?:<\s|<?(?:[A-Za-z0-9+.\-]{{1,16}}:|//|{_DISGUISE})))"
     rf"|(?<=\])\((?:\s{{48}}|\s{{0,47}}(?:<\s|<?{_DISGUISE})))"
 )
