@@ -180,7 +180,7 @@ class Attributes:
                     self.quote, self._value = "", None
                 continue
             rest = text.lstrip()
-            if self._equals and rest[:1] in ('"', "'") and rest:
+            if self._equals and rest[:1] in ('"', "'"):
                 self.quote, self._value, self._equals, text = rest[0], "", False, rest[1:]
             elif self._value is not None and _SPACE.search(text) is None:
                 self._more(text)

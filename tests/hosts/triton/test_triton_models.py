@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import json
 import sys
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -188,6 +190,28 @@ async def test_a_model_that_ends_lets_go_of_its_metrics(server: Server) -> None:
         if hasattr(model, "finalize"):
             await asyncio.to_thread(model.finalize)
     assert not list(families)
+
+
+async def test_a_model_that_ends_lets_go_of_requests_that_only_the_collector_finds(
+    server: Server,
+) -> None:
+    """Freed after the backend's memory, they would end the process, or keep it for ever."""
+
+    class Request:
+        def __init__(self) -> None:
+            self.error = self
+
+    ending = dict(server.models)
+    server.models.clear()  # the fixture's own end finds none
+    gc.disable()
+    try:
+        for name, model in ending.items():
+            there = weakref.ref(Request())
+            assert there() is not None
+            await asyncio.to_thread(model.finalize)
+            assert there() is None, name
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,8 @@ def triton(start_triton: Start) -> Iterator[Triton]:
         # Not after it has waited in vain for a request or for a model's process to end.
         code = server.server.process.wait(timeout=120)
         told = server.server.log.read_text(errors="replace").splitlines()
-        assert code == 0, "\n".join(line for line in told if "unload" in line or "Timeout" in line)
+        unloaded = [line for line in told if "successfully unloaded" in line]
+        assert code == 0, "\n".join([*unloaded, server.server.tail()])
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
-from vauban.hosts.triton.bls import CANCEL, Wire
+from vauban.hosts.triton.bls import CANCEL, Wire, let_go
 from vauban.hosts.triton.requests import read_parameters
 
 WORDS = 50
@@ -34,6 +34,9 @@ class TritonPythonModel:
             values = {k: v.reshape(-1)[0] for k, v in self._wire.values(request).items()}
             work = self._serve(sender, values, request.request_id())
             asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def finalize(self):
+        let_go()
 
     def _cancel(self, name):
         if task := self._running.get(name):
