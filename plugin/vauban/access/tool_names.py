@@ -70,7 +70,9 @@ def _joined(word: str, verbs: Collection[str]) -> bool:
 
 
 def _folded(name: str) -> str:
-    return fold_characters(_INVISIBLE.sub("", fold_characters(name)[0]))[0]
+    # In lower case some letters get a mark (`İ`), others the look of a Latin one (`Ɯ`).
+    small = (c if c.isascii() else c.casefold() for c in fold_characters(name)[0])
+    return fold_characters(_INVISIBLE.sub("", "".join(small)))[0]
 
 
 def _words(folded: str) -> list[str]:
