@@ -55,6 +55,7 @@ def test_ordinary_tools_are_not_destructive(name: str) -> None:
 
 @example("İ")
 @example("ǰΐƜ")
+@example("0Ɯ;A")
 @given(st.text(max_size=40))
 def test_any_text_is_a_name(name: str) -> None:
     is_destructive(name, DESTRUCTIVE_VERBS)
