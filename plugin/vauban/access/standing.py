@@ -140,6 +140,11 @@ def _kept(evidence: Evidence) -> Evidence:
     )
 
 
+def _is_news(evidence: Evidence, known: Evidence | None) -> bool:
+    """A campaign that the record doesn't tell of."""
+    return bool(evidence.campaign) and (known is None or evidence.campaign != known.campaign)
+
+
 class Rules:
     """How records change under a policy. None of these methods changes what it is given."""
 
@@ -203,7 +208,7 @@ class Rules:
             return replace(settled, found=Found(level, began, now, until, _kept(evidence)))
         if level < found.level or lasts is None or found.until is None:
             return record
-        if found.until - now > _PROLONG_AT * lasts:
+        if found.until - now > _PROLONG_AT * lasts and not _is_news(evidence, found.evidence):
             return record  # every query of a user who goes on would be a write
         return replace(settled, found=replace(found, until=until, evidence=_kept(evidence)))
 

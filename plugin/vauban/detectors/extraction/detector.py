@@ -224,15 +224,14 @@ class ExtractionDetector:
         if suspicion is not NONE:
             tail = tail_of(suspicion.tail, self.reference.ever)
             cells = profile.coarse_cells(FINE)
-            campaign = self._campaigns.judge(name, tail, cells, caller.tags)
+            campaign = self._campaigns.judge(name, tail, cells, caller.tags, self.vectors)
         if caller.service is not None:
             score = caller.service.score
             signals = [("changed", round(score, 3))]
         elif self.policy.metric == "article":
             score, signals = self._article(profile)
         if campaign is not None:
-            signals.append(("campaign", round(campaign.score, 3)))
-            signals.append(("campaign_accounts", float(len(campaign.accounts))))
+            signals += campaign.signals
         in_campaign = campaign is not None and campaign.score >= self.policy.flag_at
         worst = score
         if campaign is not None and in_campaign:
