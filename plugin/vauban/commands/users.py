@@ -30,12 +30,17 @@ from vauban.commands.admin_client import (
     safe,
 )
 from vauban.errors import ConfigError
+from vauban.types import SERVICE
 
 LEVELS: Final = ("clear", "flagged", "slowed", "degraded", "held", "banned")
 _KEY_ID: Final = re.compile(r"[0-9a-z]{12}")
 _DURATION: Final = re.compile(r"([1-9][0-9]{0,8})([smhdw])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _PAGE: Final = 1_000
+_PROPOSED: Final = (
+    "proposed  service: it samples, as a thief does, and its ways don't change. If you know it,"
+    " declare it:\n          vauban keys service NAME; then vauban users unban"
+)
 MOST_LISTED: Final = 1_000_000
 _CAMPAIGN: Final = {
     "score": "campaign", "pooled score": "campaign_pooled", "accounts": "campaign_accounts",
@@ -76,7 +81,7 @@ def list_users(
         Column("user", no_wrap=True),
         "level",
         Column("until", no_wrap=True, min_width=len("2027-01-31T00:00:00Z")),
-        *("by", "score", "campaign", "reason"),
+        *("by", "score", "campaign", "proposed", "reason"),
     )
     for user in users:
         table.add_row(*(safe(cell) for cell in _row(user)))
@@ -219,6 +224,8 @@ def _show(user: dict[str, Any], as_json: bool) -> None:
         if value not in (None, ""):
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=True)
             console.print(f"{name:9} {safe(text)}", highlight=False, soft_wrap=True)
+    if (user.get("evidence") or {}).get("proposed") == SERVICE:
+        console.print(_PROPOSED, highlight=False, soft_wrap=True)
 
 
 def _row(user: dict[str, Any]) -> tuple[str, ...]:
@@ -227,5 +234,5 @@ def _row(user: dict[str, Any]) -> tuple[str, ...]:
     return (
         str(user["id"]), str(user["level"]), str(user["until"] or ""), str(user["by"]),
         "" if score is None else f"{score:.3f}", str(evidence.get("campaign", "")),
-        str(user["reason"]),
+        str(evidence.get("proposed", "")), str(user["reason"]),
     )  # fmt: skip

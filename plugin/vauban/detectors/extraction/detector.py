@@ -36,9 +36,9 @@ from vauban.detectors.extraction.plane import Plane
 from vauban.detectors.extraction.profile import Profile
 from vauban.detectors.extraction.projection import FINE, Floats, Small
 from vauban.detectors.extraction.reference import NONE, Reference, Suspicion, tail_of
-from vauban.detectors.extraction.service import ServiceBaseline
+from vauban.detectors.extraction.service import ServiceBaseline, might_be_service
 from vauban.policy_extraction import ExtractionPolicy
-from vauban.types import Caller, Evidence, Level
+from vauban.types import SERVICE, Caller, Evidence, Level
 
 logger = logging.getLogger(__name__)
 
@@ -236,16 +236,25 @@ class ExtractionDetector:
         worst = score
         if campaign is not None and in_campaign:
             worst = max(score, min(campaign.score, score + MAX_RAISE))
+        level = self._climb(caller, self.policy.level(worst))
+        proposed = level > Level.CLEAR and self._might_be_service(caller, suspicion.arm)
         caller.evidence = Evidence(
             score=worst,
-            level=self._climb(caller, self.policy.level(worst)),
+            level=level,
             queries=profile.count,
             signals=tuple(signals),
             campaign=campaign.name if campaign is not None and in_campaign else "",
             began_at=caller.began_at,
+            proposed=SERVICE if proposed else "",
         )
         if self._learner is not None and caller.service is None:
             self._learn(self._learner, name, caller)
+
+    def _might_be_service(self, caller: _Known, arm: str) -> bool:
+        """Has no say in the level: a thief is as steady, and only an operator knows."""
+        if caller.service is not None or self.policy.metric == "article":
+            return False
+        return might_be_service(arm, caller.profile.vectors())
 
     def _learn(self, learner: Learner, name: str, caller: _Known) -> None:
         if caller.rung > Level.CLEAR:

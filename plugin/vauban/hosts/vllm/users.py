@@ -194,4 +194,5 @@ def _evidence(evidence: Evidence | None) -> dict[str, Any] | None:
         "queries": evidence.queries,
         "signals": dict(evidence.signals),
         "campaign": evidence.campaign,
+        "proposed": evidence.proposed,
     }
