@@ -18,6 +18,7 @@ from vauban.detectors.extraction.pooled import (
     PooledVerdicts,
     judge,
     measure,
+    stands_apart,
 )
 from vauban.detectors.extraction.projection import DIMENSIONS, Floats, Small
 from vauban.detectors.extraction.reference import Reference
@@ -166,3 +167,21 @@ def test_honest_people_of_one_office_are_no_campaign() -> None:
     last, first = observed({f"p{n}": world.person(160) for n in range(20)}, ("group:office",))
     assert not first
     assert max(evidence.level for evidence in last.values()) == 0
+
+
+def test_who_stands_apart_has_no_part_in_what_was_dealt_out(world: World) -> None:
+    windows = dict(zip("abcdef", dealt_out(world, 6, 60), strict=True))
+    windows["person"] = people(world, 1, 60)[0]
+    campaigns = Campaigns(cells=8)
+    found = {}
+    for name in [*windows, "a"]:
+        found[name] = campaigns.judge(name, 1.5, np.array([0]), ("group:x",), windows.__getitem__)
+    assert found["person"] is None
+    assert found["a"] is not None
+    assert found["a"].score > 1 / 3
+    others = [windows[name] for name in "bcdef"]
+    assert stands_apart(windows["person"], others)
+    assert not stands_apart(windows["a"], others)
+    too_few = windows["person"][: LEAST_EACH - 1]
+    assert not stands_apart(too_few, others)
+    assert not stands_apart(windows["person"], [too_few])

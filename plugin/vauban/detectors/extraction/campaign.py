@@ -7,7 +7,8 @@ the world does; so the members that are linked with each other are combined by F
 same as another account's, the same group of keys or block of addresses, or the same distribution
 over the coarse cells. What the linked members ask is also pooled and judged as one caller's
 (`pooled.py`). A campaign is as suspect as the rarer of the two is, each of which has half of the
-false alarms.
+false alarms. Whose queries can be told from the rest of a window that was dealt out has no part in
+the campaign, also if it is linked: somebody who happens to ask what a list is about.
 
 Does not cover: accounts that ask fewer queries than a window needs.
 """
@@ -25,7 +26,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vauban.detectors.extraction.pooled import PooledVerdicts, Verdict
+from vauban.detectors.extraction.pooled import PooledVerdicts, Verdict, stands_apart
 from vauban.detectors.extraction.projection import DIMENSIONS, Floats, Small
 from vauban.detectors.extraction.reference import TENFOLDS
 
@@ -42,6 +43,8 @@ MAX_PARTNERS: Final = 256
 """Accounts whose nearly equal queries are counted, per account."""
 _NONE: Final[Mapping[str, int]] = MappingProxyType({})
 _NO_QUERIES: Final = np.empty((0, DIMENSIONS), np.int8)
+DEALT_OUT: Final = 2.0
+"""Tail of a pooled window from which an account that stands apart in it has no part in it."""
 _WAYS: Final = 2
 """Fisher's method and the pooled window: two chances for a false alarm."""
 _LOG_FACTORIALS: Final = np.cumsum(np.log(np.maximum(np.arange(MAX_MEMBERS), 1)))
@@ -132,7 +135,14 @@ class Campaigns:
         counts = np.bincount(cells, minlength=self._profiles.shape[1]).astype(np.float32)
         self._profiles[row] = np.sqrt(counts / max(counts.sum(), 1.0))
         accounts = self._linked(account, row, tags)
-        return self._combine(accounts, window) if len(accounts) >= MIN_ACCOUNTS else None
+        if len(accounts) < MIN_ACCOUNTS:
+            return None
+        found = self._combine(accounts, window)
+        if found.pooled is not None and found.pooled.tail >= DEALT_OUT:
+            others = [window(name) for name in accounts if name != account]
+            if stands_apart(window(account), others):
+                return None
+        return found
 
     def _linked(self, account: str, row: int, tags: tuple[str, ...]) -> list[str]:
         """An account and those it is linked to."""

@@ -36,7 +36,7 @@ from vauban.detectors.extraction.plane import Plane
 from vauban.detectors.extraction.profile import Profile
 from vauban.detectors.extraction.projection import FINE, Floats, Small
 from vauban.detectors.extraction.reference import NONE, Reference, Suspicion, tail_of
-from vauban.detectors.extraction.service import ServiceBaseline, might_be_service
+from vauban.detectors.extraction.service import STEADY_QUERIES, ServiceBaseline, might_be_service
 from vauban.policy_extraction import ExtractionPolicy
 from vauban.types import SERVICE, Caller, Evidence, Level
 
@@ -82,8 +82,9 @@ class _Known:
 
 class ExtractionDetector:
     """Not thread-safe. Memory: at most `policy.max_memory_bytes` for callers (each at
-    most `profile.PROFILE_BYTES`) and `policy.shared_queries` times `index.BYTES_PER_QUERY`; over
-    that the callers that were silent longest are forgotten.
+    most `profile.PROFILE_BYTES`) and `policy.shared_queries` times `index.BYTES_PER_QUERY`, beside
+    a register of suspect accounts and verdicts on campaigns, which are bounded by number; over that
+    the callers that were silent longest are forgotten.
 
     :param reference: default: the one that ships, or the policy's.
     :param clock: seconds since the epoch.
@@ -237,7 +238,7 @@ class ExtractionDetector:
         if campaign is not None and in_campaign:
             worst = max(score, min(campaign.score, score + MAX_RAISE))
         level = self._climb(caller, self.policy.level(worst))
-        proposed = level > Level.CLEAR and self._might_be_service(caller, suspicion.arm)
+        proposed = self._might_be_service(caller, level, suspicion.arm)
         caller.evidence = Evidence(
             score=worst,
             level=level,
@@ -250,10 +251,12 @@ class ExtractionDetector:
         if self._learner is not None and caller.service is None:
             self._learn(self._learner, name, caller)
 
-    def _might_be_service(self, caller: _Known, arm: str) -> bool:
+    def _might_be_service(self, caller: _Known, level: Level, arm: str) -> bool:
         """Has no say in the level: a thief is as steady, and only an operator knows."""
-        if caller.service is not None or self.policy.metric == "article":
+        if level is Level.CLEAR or caller.service is not None or self.policy.metric == "article":
             return False
+        if caller.evidence.proposed and caller.profile.count % (STEADY_QUERIES // 2):
+            return True
         return might_be_service(arm, caller.profile.vectors())
 
     def _learn(self, learner: Learner, name: str, caller: _Known) -> None:

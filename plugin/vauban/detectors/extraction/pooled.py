@@ -33,10 +33,12 @@ LEAST_QUERIES: Final = 64
 """Pooled queries below which nothing is said."""
 LEAST_EACH: Final = 8
 """Queries of an account below which it does not take part."""
-JUDGED_EVERY: Final = 4
+JUDGED_EVERY: Final = 8
 """Judgements of members, each of 32 queries, after which a campaign is judged anew."""
 MOST_CAMPAIGNS: Final = 1024
-"""Campaigns whose verdict is kept, about 250 bytes each; who was silent longest is forgotten."""
+"""Campaigns whose verdict is kept, about 450 bytes each; who was silent longest is forgotten."""
+APART: Final = 0.75
+"""Below this share of what chance would make of it, an account is not mingled with the others."""
 _KNOWN: Final = 0.75 * SCALE * SCALE
 ACCOUNTS: Final = (3, 5, 10, 20, 40)
 _MINGLED: Final = (
@@ -70,11 +72,7 @@ def judge(windows: Sequence[Small]) -> Verdict | None:
 
     :param windows: int8 [n, 64], the queries of each account, oldest first.
     """
-    windows = [window for window in windows if len(window) >= LEAST_EACH]
-    windows = windows[: POOLED_QUERIES // LEAST_EACH]
-    if not windows:
-        return None
-    parts = [window[-(POOLED_QUERIES // len(windows)) :] for window in windows]
+    parts = _last(windows)
     sizes = np.array([len(part) for part in parts])
     if len(parts) < ACCOUNTS[0] or sizes.sum() < LEAST_QUERIES:
         return None
@@ -97,6 +95,32 @@ def measure(small: Small, account: NDArray[np.integer]) -> tuple[float, float]:
     own = float((np.count_nonzero(best & same, axis=1) / np.count_nonzero(best, axis=1)).mean())
     by_chance = float((np.bincount(account)[account] - 1.0).mean()) / (len(rows) - 1.0)
     return (1.0 - own) / (1.0 - by_chance), float((nearest >= _KNOWN).mean())
+
+
+def stands_apart(window: Small, others: Sequence[Small]) -> bool:
+    """Whether one account can be told from the others, as a person can be who happens to ask what
+    a list is about.
+
+    :param window: its queries, oldest first; `others`: those of the other accounts. int8 [n, 64].
+    """
+    if len(window) < LEAST_EACH or not _last(others):
+        return False
+    own, *rest = _last([window, *others])
+    rows = own.astype(np.float32)
+    inside = rows @ rows.T
+    np.fill_diagonal(inside, -np.inf)
+    outside = rows @ np.concatenate(rest).astype(np.float32).T
+    share = float((inside.max(axis=1) > outside.max(axis=1)).mean())
+    by_chance = (len(own) - 1.0) / (len(own) + outside.shape[1] - 1.0)
+    return bool(1.0 - share < APART * (1.0 - by_chance))
+
+
+def _last(windows: Sequence[Small]) -> list[Small]:
+    """Of each of the first accounts that ask enough, as many of the last queries."""
+    windows = [window for window in windows if len(window) >= LEAST_EACH]
+    windows = windows[: POOLED_QUERIES // LEAST_EACH]
+    each = POOLED_QUERIES // max(len(windows), 1)
+    return [window[-each:] for window in windows]
 
 
 def _tail(mingled: float, accounts: int) -> float:
