@@ -90,7 +90,7 @@ def main() -> None:
     embed = embedder(EncoderPolicy(), lambda _done, _of: None)
     world = worlds(texts(given.data), embed, given.cache)["fit"]
     table = honest_mingling(world, Reference.load(), given.firms, given.seed)
-    for accounts, row in zip(ACCOUNTS, table.round(4).tolist(), strict=True):
+    for accounts, row in zip(ACCOUNTS, table.astype(np.float64).round(4).tolist(), strict=True):
         sys.stdout.write(f"{accounts:3} {tuple(row)}\n")
 
 

@@ -41,6 +41,7 @@ APART: Final = 0.75
 """Below this share of what chance would make of it, an account is not mingled with the others."""
 _KNOWN: Final = 0.75 * SCALE * SCALE
 ACCOUNTS: Final = (3, 5, 10, 20, 40)
+"""So many the tables are for; of more, the most suspect are pooled."""
 _MINGLED: Final = (
     (0.2629, 0.3929, 0.4771, 0.5492, 0.6140, 0.6804, 0.7683, 0.7877),
     (0.3302, 0.4356, 0.4938, 0.5590, 0.6192, 0.6737, 0.6972, 0.7653),
@@ -118,7 +119,7 @@ def stands_apart(window: Small, others: Sequence[Small]) -> bool:
 def _last(windows: Sequence[Small]) -> list[Small]:
     """Of each of the first accounts that ask enough, as many of the last queries."""
     windows = [window for window in windows if len(window) >= LEAST_EACH]
-    windows = windows[: POOLED_QUERIES // LEAST_EACH]
+    windows = windows[: ACCOUNTS[-1]]
     each = POOLED_QUERIES // max(len(windows), 1)
     return [window[-each:] for window in windows]
 
