@@ -108,6 +108,7 @@ class Campaigns:
         """Erase an account, also where others have it among their twins: one whose own room for
         partners is full may be counted by more accounts than it counts."""
         self._leave(account)
+        self._pooled.forget(account)
         for partner in self._twins.pop(account, ()):
             self._counted_by[partner].discard(account)
         for other in self._counted_by.pop(account, ()):
