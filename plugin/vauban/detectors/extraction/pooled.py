@@ -10,8 +10,10 @@ How little honest people who are linked are apart comes from simulated ones, col
 
 Covers: accounts that draw from one pool, also in sessions that go across them, from about 8
 queries each. Does not cover: a list that is dealt out by subject or by session, and accounts that
-mix it into an honest person's talk; those are left to Fisher's method (`campaign.py`). The programs
-of one service behind several keys look like a campaign: declare them (`--service`).
+mix it into an honest person's talk or ask a seventh of it twice; those are left to Fisher's method
+(`campaign.py`). Where some accounts do that and the rest don't, they may stand apart from it and
+not be named. The programs of one service behind several keys look like a campaign: declare them
+(`--service`).
 """
 
 from __future__ import annotations
