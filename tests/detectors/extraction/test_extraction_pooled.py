@@ -121,9 +121,10 @@ def test_verdicts_are_bounded_and_made_now_and_then(world: World) -> None:
 
 
 def test_members_with_other_links_dont_share_a_verdict(world: World) -> None:
-    """All of them are linked to `a`, by whom the campaign is named."""
+    """All of them are linked to `a`, by whom the campaign is named; `x` to `z` are colleagues, who
+    don't stand apart from each other."""
     windows = dict(zip("abcde", dealt_out(world, 5, 60), strict=True))
-    windows |= dict(zip("xyz", people(world, 3, 60), strict=True))
+    windows |= dict(zip("xyz", people(World(topics=4, seed=1), 3, 60), strict=True))
     campaigns = Campaigns(cells=8)
     found = {}
     for number, name in enumerate("abcdexyz"):
@@ -136,6 +137,7 @@ def test_members_with_other_links_dont_share_a_verdict(world: World) -> None:
     assert thief.name == person.name
     assert thief.pooled == judge([windows[name] for name in "abcde"])
     assert person.pooled == judge([windows[name] for name in "axyz"])
+    assert thief.score > 1 / 3 > 2 * person.score
 
 
 def test_verdicts_on_a_forgotten_account_go_with_it(world: World) -> None:
