@@ -26,7 +26,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vauban.detectors.extraction.pooled import PooledVerdicts, Verdict, stands_apart
+from vauban.detectors.extraction.pooled import (
+    ACCOUNTS,
+    PooledVerdicts,
+    Verdict,
+    stands_apart,
+)
 from vauban.detectors.extraction.projection import DIMENSIONS, Floats, Small
 from vauban.detectors.extraction.reference import TENFOLDS
 
@@ -140,7 +145,7 @@ class Campaigns:
             return None
         found = self._combine(accounts, window)
         if found.pooled is not None and found.pooled.tail >= DEALT_OUT:
-            others = [window(name) for name in accounts if name != account]
+            others = [window(name) for name in accounts[: ACCOUNTS[-1]] if name != account]
             if stands_apart(window(account), others):
                 return None
         return found
