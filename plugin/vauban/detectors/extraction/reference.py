@@ -37,17 +37,17 @@ from vauban.detectors.extraction.projection import Floats, Projection
 from vauban.errors import WeightsError
 
 CHAIN_MIN_QUERIES: Final = 192
-"""Below, few sessions are over, and how alike they are says nothing."""
+"""Below, few sessions are over, and how alike or short they are says nothing."""
 HORIZON: Final = 5120
 LEVELS: Final = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998)
 """The quantiles that the tables hold."""
 TENFOLDS: Final = 6.0
 """A score of 1 is reached by one honest person in 10 to the power of this."""
 ACCUMULATED: Final = "accumulated_"
-_WINDOW: Final = dict.fromkeys(ARMS, 1.0)
+_WINDOW: Final = dict.fromkeys(ARMS, 1.5)
 """How many tenfolds of its budget an arm gives up."""
-_SHORT_WINDOW: Final = _WINDOW | {"chain": math.inf}
-_MEAN: Final = _WINDOW | {"mixed": 0.0, "chain": 0.2, "sweep": 0.5}
+_SHORT_WINDOW: Final = _WINDOW | {"chain": math.inf, "threads": math.inf}
+_MEAN: Final = _WINDOW | {"mixed": 0.0, "chain": 0.35, "threads": 0.2, "sweep": 0.75}
 _PATIENCE: Final = 5.5
 """Segments below which every mean gives up as much as a window: it says little more."""
 _CLIP: Final = 12.0
