@@ -12,7 +12,7 @@ from typing import IO, Any, Final
 import structlog
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-from vauban.access.standing import Transition
+from vauban.access.standing import PROPOSE, Transition
 from vauban.errors import ConfigError
 from vauban.policy import AuditPolicy
 from vauban.recent import RecentEvents
@@ -114,11 +114,7 @@ class Metrics:
             "vauban_principals", "Principals at each level.", ("level",), registry=registry,
             multiprocess_mode="mostrecent",
         )  # fmt: skip
-        self.transitions = counter(
-            "vauban_standing_transitions",
-            "Changes of level; by detector, operator or time.",
-            *("from", "to", "by"),
-        )
+        self.transitions, self.proposed = _standing_counters(registry)
 
     def count_levels(self, levels: Mapping[Level, int]) -> None:
         for level in Level:
@@ -134,6 +130,8 @@ class Metrics:
             self.drift.set(drift)
 
     def observe_transition(self, transition: Transition) -> None:
+        if transition.action == PROPOSE:
+            self.proposed.inc()
         if transition.before is not transition.after:
             self.transitions.labels(
                 transition.before.name.lower(), transition.after.name.lower(), transition.actor
@@ -158,6 +156,16 @@ def _tool_counters(registry: CollectorRegistry) -> tuple[Counter, Counter]:
     return (
         Counter("vauban_tool_calls", calls, ("decision", "reason"), registry=registry),
         Counter("vauban_approvals", steps, ("action",), registry=registry),
+    )
+
+
+def _standing_counters(registry: CollectorRegistry) -> tuple[Counter, Counter]:
+    moves = "Changes of level; by detector, operator or time."
+    proposed = "Callers that might be services nobody has declared."
+    labels = ("from", "to", "by")
+    return (
+        Counter("vauban_standing_transitions", moves, labels, registry=registry),
+        Counter("vauban_services_proposed", proposed, registry=registry),
     )
 
 
@@ -217,6 +225,7 @@ class AuditLog:
                 "queries": evidence.queries,
                 "signals": {name: round(value, 4) for name, value in evidence.signals},
                 "campaign": evidence.campaign,
+                "proposed": evidence.proposed,
             }
         )
         fields = {

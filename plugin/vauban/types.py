@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from typing import Final
 
 
 class Origin(StrEnum):
@@ -108,13 +109,17 @@ class Level(IntEnum):
     BANNED = 5
 
 
+SERVICE: Final = "service"
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What the extraction detector knows of one principal after a query; no text, no embedding.
 
     `score` is in [0, 1], 1 = worst. `level` is the most that this evidence supports. `signals`
     names what it is made of. `campaign` names the group of accounts it was found in, or is empty.
-    `began_at`: when it began to be gathered, in seconds since the epoch.
+    `began_at`: when it began to be gathered, in seconds since the epoch. `proposed`: `SERVICE`
+    where the operator is asked whether the caller is one that was not declared, or empty.
     `at`: where the query lies on a plane (`extraction/plane.py`), to be drawn; it is no evidence.
     """
 
@@ -125,13 +130,15 @@ class Evidence:
     campaign: str = ""
     began_at: float = 0.0
     at: tuple[float, float] | None = field(default=None, compare=False)
+    proposed: str = ""
 
     def lying_at(self, x: float, y: float) -> Evidence:
         """The same of a query that lies there. Written out, as it is made for every request:
         `dataclasses.replace` takes two and a half times as long."""
         return Evidence(
-            self.score, self.level, self.queries, self.signals, self.campaign, self.began_at, (x, y)
-        )
+            self.score, self.level, self.queries, self.signals, self.campaign, self.began_at,
+            (x, y), self.proposed,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,13 @@ def test_a_service_and_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "group" in wrong.stderr
 
 
+def test_a_key_is_declared_a_services_later() -> None:
+    run("add", "app")
+    for arguments, service in ((("app",), True), (("app", "--no"), False)):
+        assert run("service", *arguments).exit_code == 0
+        assert read_key_file(Path("vauban-keys.json")).keys[0].service is service
+
+
 @pytest.mark.parametrize("by", ["name", "id"])
 def test_revoke(by: str) -> None:
     text = run("add", "a").stdout.strip()
@@ -113,6 +120,7 @@ def test_revoke(by: str) -> None:
         ("add", "taken"),
         ("add", "new", "--file", "none/keys.json"),
         ("revoke", "nobody"),
+        ("service", "nobody"),
         ("revoke", "taken", "--file", "none.json"),
         ("list", "--file", "none.json"),
     ],

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vauban.access import keyfile
-from vauban.access.keyfile import add_key, read_key_file, revoke_key
+from vauban.access.keyfile import add_key, declare_key, read_key_file, revoke_key
 from vauban.access.keys import key_id_of
 from vauban.errors import ConfigError
 from vauban.types import RateLimit
@@ -115,6 +115,20 @@ def test_a_name_that_is_another_keys_id_revokes_nothing(
     with pytest.raises(ConfigError, match="another's id"):
         revoke_key(store, shared)
     assert len(read_key_file(store).keys) == 2
+
+
+def test_declaring_changes_nothing_else(add: Callable[..., str], store: Path) -> None:
+    text = add("a")
+    add("b")
+    before = read_key_file(store).keys
+    for name, service in (("a", True), (key_id_of(text), True), ("a", False)):
+        assert declare_key(store, name, service=service).service is service
+        first, second = read_key_file(store).keys
+        assert first == before[0].model_copy(update={"service": service})
+        assert second == before[1]
+    with pytest.raises(ConfigError, match="no key"):
+        declare_key(store, "c", service=True)
+    assert read_key_file(store).keys == before
 
 
 def test_revoking_nobody_does_not_repeat_what_was_typed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -188,6 +189,33 @@ def test_evidence_counts_at_once_and_is_written_soon(server: Server, clock: Cloc
     assert server.steps() == [("observe", Level.CLEAR, Level.DEGRADED, DETECTOR)]
     server.refresh()
     assert len(server.told) == 1
+
+
+def test_a_proposal_is_told_once(server: Server, clock: Clock) -> None:
+    """Also to a server that heard of the level before, and again only when it was taken back."""
+    for proposed in ("", "service", "service", "", "service"):
+        told = replace(evidence(Level.FLAGGED), proposed=proposed)
+        assert server.ledger.observe(caller("key:a"), told).level is Level.FLAGGED
+        server.refresh()
+        clock.now += 1
+    assert server.steps() == [
+        ("observe", Level.CLEAR, Level.FLAGGED, DETECTOR),
+        ("propose", Level.FLAGGED, Level.FLAGGED, DETECTOR),
+        ("propose", Level.FLAGGED, Level.FLAGGED, DETECTOR),
+    ]
+    (user,) = server.ledger.users()
+    assert user.evidence is not None
+    assert user.evidence.proposed == "service"
+
+
+def test_the_accounts_of_a_campaign_can_be_listed(server: Server) -> None:
+    for name, campaign in (("key:a", "one"), ("key:b", "two"), ("key:c", "one")):
+        told = replace(evidence(Level.SLOWED), campaign=campaign)
+        server.ledger.observe(caller(name), told)
+    server.ledger.ban("key:d", by=OPERATOR, reason="r")
+    assert [s.principal for s in server.ledger.users(campaign="one")] == ["key:a", "key:c"]
+    assert server.ledger.users(Level.BANNED, campaign="one") == []
+    assert server.ledger.users(campaign="none") == []
 
 
 def test_every_step_down_is_told_once(server: Server, clock: Clock) -> None:

@@ -33,7 +33,7 @@ TIMES = st.floats(0, 500)
 EVIDENCE = st.builds(
     Evidence, score=st.floats(), level=LEVELS, queries=st.integers(0, 10**9),
     signals=st.lists(st.tuples(st.text(max_size=200), st.floats()), max_size=80).map(tuple),
-    campaign=st.text(max_size=300),
+    campaign=st.text(max_size=300), proposed=st.text(max_size=300),
 )  # fmt: skip
 ENDS = st.none() | TIMES
 FOUND = st.builds(
@@ -184,6 +184,26 @@ def test_going_on_prolongs_and_seldom_writes() -> None:
     longer = observe(record, Level.SLOWED, now=20)
     assert RULES.standing(longer, 45).level is Level.SLOWED
     assert RULES.standing(longer, 45).since == 0
+
+
+@pytest.mark.parametrize("news", [{"campaign": "c2" * 99}, {"proposed": "service"}])
+def test_news_is_written_at_once_and_only_once(news: dict[str, str]) -> None:
+    """An operator must not wait for the level to change to hear of a campaign or a proposal."""
+    record = observe(Record(WHO), Level.FLAGGED, now=0)
+    told = replace(evidence(Level.FLAGGED), **news)
+    found = RULES.observe(record, told, service=False, began_at=None, now=1)
+    assert found.found is not None
+    assert found.found.evidence is not None
+    for name, value in news.items():
+        assert value.startswith(getattr(found.found.evidence, name))
+    assert RULES.observe(found, told, service=False, began_at=None, now=2) is found
+    assert level_at(found, 2) is Level.FLAGGED
+
+
+def test_a_proposal_lowers_nothing() -> None:
+    record = observe(Record(WHO), Level.SLOWED, now=0)
+    told = replace(evidence(Level.FLAGGED), proposed="service")
+    assert RULES.observe(record, told, service=False, began_at=None, now=1) is record
 
 
 def test_ceilings() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vauban.access.tool_names import is_destructive, plain, suffixes
@@ -36,7 +36,7 @@ def test_a_verb_is_found_however_it_is_written(verb: str, spelling: str) -> None
     "name",
     ["sendemail", "SENDMAIL", "deletefile", "execCommand", "dElEtE", "dеlete_file", "delete2",
      "droptable", "transferfunds", "gmail.users.messages.send", "files/delete", "HTTPDelete",
-     "𝐝𝐞𝐥𝐞𝐭𝐞_file", "ⓢⓔⓝⓓ_mail", "mcp__a__b__delete"],
+     "𝐝𝐞𝐥𝐞𝐭𝐞_file", "ⓢⓔⓝⓓ_mail", "mcp__a__b__delete", "WİPE", "Ɯipe_disk"],
 )  # fmt: skip
 def test_disguises(name: str) -> None:
     assert is_destructive(name, DESTRUCTIVE_VERBS)
@@ -53,6 +53,9 @@ def test_ordinary_tools_are_not_destructive(name: str) -> None:
     assert not is_destructive(name, DESTRUCTIVE_VERBS)
 
 
+@example("İ")
+@example("ǰΐƜ")
+@example("0Ɯ;A")
 @given(st.text(max_size=40))
 def test_any_text_is_a_name(name: str) -> None:
     is_destructive(name, DESTRUCTIVE_VERBS)

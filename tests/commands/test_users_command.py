@@ -122,6 +122,42 @@ def test_nothing_from_the_server_drives_the_terminal(fake: Fake) -> None:
     assert "\x1b[31m" not in fake.run("explain", "key:x").stdout
 
 
+def test_campaigns_are_put_together_from_their_accounts(fake: Fake) -> None:
+    def account(name: str, since: str, queries: float) -> dict[str, Any]:
+        signals = {
+            "campaign": 0.75, "campaign_accounts": 20.0, "campaign_pooled": 0.625,
+            "campaign_queries": queries, "campaign_mingled": 0.98,
+        }  # fmt: skip
+        evidence = {**USER["evidence"], "campaign": "campaign-a", "signals": signals}
+        return {**USER, "id": name, "since": since, "evidence": evidence}
+
+    rows = [
+        account("key:a", "2026-01-02T00:00:00Z", 500), USER,
+        account("key:b", "2026-01-01T00:00:00Z", 320), {**USER, "id": "key:c", "evidence": None},
+    ]  # fmt: skip
+    fake.answers = [(200, json.dumps({"users": rows, "next": None}).encode())]
+    (campaign,) = json.loads(fake.run("campaigns", "--json").stdout)["campaigns"]
+    assert campaign == {
+        "id": "campaign-a", "score": 0.75, "pooled score": 0.625, "accounts": 20, "mingled": 0.98,
+        "queries pooled": 500, "users": ["key:a", "key:b"],
+    }  # fmt: skip
+    shown = fake.run("campaigns").stdout
+    for words in ("campaign-a", "0.75", "0.625", "500", "0.98"):
+        assert words in shown
+    assert "campaign-a" in fake.run("list", "--campaign", "campaign-a").stdout
+    assert fake.asked[-1][1] == "/vauban/users?limit=100&after=&campaign=campaign-a"
+
+
+def test_a_proposed_service_is_shown_with_what_to_run(fake: Fake) -> None:
+    proposed = {**USER, "evidence": {**USER["evidence"], "proposed": "service"}}
+    fake.answers = [(200, json.dumps(proposed).encode())]
+    assert "vauban keys service" in fake.run("explain", "key:x").stdout
+    fake.answers = [(200, json.dumps({"users": [proposed], "next": None}).encode())]
+    assert " service " in fake.run("list").stdout
+    fake.answers = [(200, json.dumps(USER).encode())]
+    assert "vauban keys service" not in fake.run("explain", "key:x").stdout
+
+
 def test_pages_are_followed(fake: Fake) -> None:
     rows = [{**USER, "id": f"key:{n:012}"} for n in range(3)]
     fake.answers = [

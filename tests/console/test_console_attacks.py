@@ -15,6 +15,7 @@ from console_site import Operator, Site, raw
 from redis_server import RedisServer
 from vauban.access.keyfile import revoke_key
 from vauban.console import forms, serve
+from vauban.types import SERVICE, Evidence, Level, Principal, PrincipalKind
 
 PAGES = ("/decisions", "/approvals", "/users", "/policy", "/health")
 SignedIn = Callable[..., Operator]
@@ -277,6 +278,15 @@ def test_no_redirect_leads_out(site: Site, path: str) -> None:
     assert answer.headers["location"] == "/decisions"
     assert "evil" not in nobody.get(path).text
     assert "evil" not in nobody.get("/users?user=//evil.test").headers.get("location", "")
+
+
+def test_a_proposed_service_comes_with_what_to_run(site: Site, operator: SignedIn) -> None:
+    who = Principal("key:aprogramaaaa", PrincipalKind.KEY)
+    site.watch(who.id, [0.4], Level.FLAGGED)
+    page = f"/users/{who.id}"
+    assert "vauban keys service" not in operator("operator").get(page).text
+    site.front.ledger.observe(who, Evidence(0.4, Level.FLAGGED, 64, proposed=SERVICE))
+    assert "vauban keys service" in operator("operator").get(page).text
 
 
 def test_links_are_quoted(site: Site, operator: SignedIn) -> None:

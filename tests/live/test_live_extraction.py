@@ -107,6 +107,7 @@ def test_a_thief_is_degraded_then_banned_and_a_person_notices_nothing(
             headers={"authorization": f"Bearer {key['operator']}"},
         ).json()
         assert "volcano" not in str(shown)
+        assert shown["evidence"]["proposed"] == "service"  # as steady, and banned all the same
         check_lists(server, key["lister"])
         os.killpg(server.server.process.pid, signal.SIGKILL)
         server.server.process.wait()

@@ -291,7 +291,7 @@ def test_what_is_fetched_without_a_click(text: str) -> None:
         "[a](https://other.test/page)", '<a href="https://other.test/x">x</a>', "a // comment",
         "// comment", "if a < b and c > d: pass", "x = y[1]: 5", "mailto:a@b.test", "C:/x",
         "```md\n![a](https://evil.test/a)\n```", "The `<script>` tag", "List<String> x",
-        "a `x` b", "```html\n<script>let a</script>\n```\nDone.",
+        "a `x` b", "it`s\n \nthe `<script>` tag", "```html\n<script>let a</script>\n```\nDone.",
     ],
 )  # fmt: skip
 def test_what_is_left_alone(text: str) -> None:
@@ -317,7 +317,9 @@ def test_links_that_carry_data() -> None:
         "[a](javascript:alert(1))", "[a](JavaScript:x)", "[a](vbscript:x)", "[a](data:text/html,x)",
         "`<script>", "` <script>\n`", "`a\n<script>`", "``<script>`", "```x <script>`",
         "```\n```js\n```\n<script>", "```x`\n<script>", "  ```\n<script>", "<div>`<script>`</div>",
-        "<div>\n```\n<script>\n```", "<pre>\n\n```\n<script>\n```", "<!--\n\n```\n--><script>",
+        "`\n` <script> `", "` a\n- `\n` <script> ` b", "a ` b\n`<script>`",
+        "`" + "x " * 100 + "` <script> `", "<div>\n```\n<script>\n```",
+        "<pre>\n\n```\n<script>\n```", "<!--\n\n```\n--><script>",
     ],
 )  # fmt: skip
 def test_markup_that_runs(text: str) -> None:

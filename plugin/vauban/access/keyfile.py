@@ -108,15 +108,36 @@ def revoke_key(path: Path, name_or_id: str) -> KeyRecord:
     revoked: list[KeyRecord] = []
 
     def remove(store: KeyFile) -> KeyFile:
-        revoked.extend(key for key in store.keys if name_or_id in (key.name, key.id))
-        if not revoked:
-            raise ConfigError("no key has this name or id; `vauban keys list` shows all of them")
-        if len(revoked) > 1:
-            raise ConfigError("this is one key's name and another's id; give the other of the two")
+        revoked.append(_only(store, name_or_id))
         return KeyFile(keys=tuple(key for key in store.keys if key.id != revoked[0].id))
 
     _update(path, remove, create=False)
     return revoked[0]
+
+
+def declare_key(path: Path, name_or_id: str, *, service: bool) -> KeyRecord:
+    """Say of a key whether it belongs to a service. Running servers know within a second.
+
+    :raises ConfigError: as `revoke_key`.
+    """
+    declared: list[KeyRecord] = []
+
+    def declare(store: KeyFile) -> KeyFile:
+        found = _only(store, name_or_id)
+        declared.append(found.model_copy(update={"service": service}))
+        return KeyFile(keys=tuple(declared[0] if key is found else key for key in store.keys))
+
+    _update(path, declare, create=False)
+    return declared[0]
+
+
+def _only(store: KeyFile, name_or_id: str) -> KeyRecord:
+    found = [key for key in store.keys if name_or_id in (key.name, key.id)]
+    if not found:
+        raise ConfigError("no key has this name or id; `vauban keys list` shows all of them")
+    if len(found) > 1:
+        raise ConfigError("this is one key's name and another's id; give the other of the two")
+    return found[0]
 
 
 def _update(path: Path, change: Callable[[KeyFile], KeyFile], *, create: bool) -> None:

@@ -190,15 +190,19 @@ class Ledger:
     # -- reading ---------------------------------------------------------------------------------
 
     def users(
-        self, level: Level | None = None, *, after: str = "", limit: int = 100
+        self, level: Level | None = None, *, campaign: str = "", after: str = "", limit: int = 100
     ) -> list[Standing]:
-        """Users with a level, by id, beginning after the id `after`; what was last known."""
+        """Users with a level, by id, beginning after the id `after`; what was last known.
+
+        :param campaign: only those who were found in it.
+        """
         now = self._clock()
         records = (record for record in self._mirror.all() if record.principal > after)
         standings = (self.rules.standing(record, now) for record in records)
         wanted = (
             s for s in standings
             if s.level is not Level.CLEAR and (level is None or s.level is level)
+            and (not campaign or (s.evidence is not None and s.evidence.campaign == campaign))
         )  # fmt: skip
         return heapq.nsmallest(limit, wanted, key=lambda s: s.principal)
 

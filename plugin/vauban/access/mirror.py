@@ -17,6 +17,7 @@ from typing import Final
 
 from vauban.access.standing import (
     DETECTOR,
+    PROPOSE,
     TIME,
     Record,
     Rules,
@@ -242,8 +243,11 @@ class Mirror:
         standing = self._rules.standing(after, now)
         steps = [("expire", TIME, stored.level, settled.level)]
         steps.append((action, by, settled.level, standing.level))
+        if _proposed(after) and not _proposed(stored):
+            steps.append((PROPOSE, DETECTOR, standing.level, standing.level))
         for what, who, before, level in steps:
-            if before is not level or (what == action and who not in (DETECTOR, TIME)):
+            news = what == PROPOSE or (what == action and who not in (DETECTOR, TIME))
+            if before is not level or news:
                 self._on_transition(
                     Transition(
                         after.principal, what, before, level, who, standing.until,
@@ -300,6 +304,10 @@ class Mirror:
             self._dirty.discard(key)
         if kept is not None:
             self._take(key, kept)
+
+
+def _proposed(record: Record) -> str:
+    return record.found.evidence.proposed if record.found and record.found.evidence else ""
 
 
 def _is_spare(record: Record) -> bool:

@@ -21,6 +21,7 @@ from vauban.types import Evidence, Level
 
 DETECTOR: Final = "detector"
 TIME: Final = "time"
+PROPOSE: Final = "propose"
 RESET_KEPT_S: Final = 3_600.0
 """How long it is remembered that somebody was forgiven or erased: until every server knows."""
 _PROLONG_AT: Final = 0.9
@@ -95,8 +96,8 @@ class Record:
 class Transition:
     """A change of how a user is treated, or an operator's act that changed no level.
 
-    `action`: observe, ban, unban, level, forget or expire. `by`: `detector`, `time`, or the
-    principal id of the operator. `until`: as in `Standing`.
+    `action`: observe, propose, ban, unban, level, forget or expire. `by`: `detector`, `time`, or
+    the principal id of the operator. `until`: as in `Standing`.
     """
 
     principal: str
@@ -136,8 +137,16 @@ def _kept(evidence: Evidence) -> Evidence:
         score=evidence.score if math.isfinite(evidence.score) else 1.0,
         signals=tuple(signals),
         campaign=evidence.campaign[:_MAX_NAME],
+        proposed=evidence.proposed[:_MAX_NAME],
         at=None,
     )
+
+
+def _is_news(evidence: Evidence, known: Evidence | None) -> bool:
+    """A campaign or a proposal that the record doesn't tell of, or one that is taken back."""
+    campaign, proposed = (known.campaign, known.proposed) if known else ("", "")
+    found = evidence.campaign[:_MAX_NAME]
+    return bool(found and found != campaign) or evidence.proposed[:_MAX_NAME] != proposed
 
 
 class Rules:
@@ -203,8 +212,9 @@ class Rules:
             return replace(settled, found=Found(level, began, now, until, _kept(evidence)))
         if level < found.level or lasts is None or found.until is None:
             return record
-        if found.until - now > _PROLONG_AT * lasts:
+        if found.until - now > _PROLONG_AT * lasts and not _is_news(evidence, found.evidence):
             return record  # every query of a user who goes on would be a write
+        until = max(found.until, now + lasts)
         return replace(settled, found=replace(found, until=until, evidence=_kept(evidence)))
 
     def decide(

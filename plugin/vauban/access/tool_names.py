@@ -19,6 +19,7 @@ import regex
 from vauban.text.fold import fold_characters
 
 MAX_NAME_CHARS: Final = 256
+_MOST_PASSES: Final = 8
 _INVISIBLE: Final = regex.compile(r"[\p{C}\p{M}]+")
 _CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _NO_WORD: Final = regex.compile(r"[^\p{L}\p{N}]+")
@@ -42,8 +43,12 @@ def plain(name: str) -> str:
 
     Namespaces stay apart, by dots: `read__file` is not `read_file`.
     """
-    parts = ("".join(_words(part)) for part in _NAMESPACE.split(_folded(name)))
-    return ".".join(filter(None, parts))
+    for _ in range(_MOST_PASSES):  # letters that come together may look like others then
+        parts = ("".join(_words(part)) for part in _NAMESPACE.split(_folded(name)))
+        known, name = name, ".".join(filter(None, parts))
+        if name == known:
+            break
+    return name
 
 
 def suffixes(name: str) -> tuple[str, ...]:
@@ -70,7 +75,9 @@ def _joined(word: str, verbs: Collection[str]) -> bool:
 
 
 def _folded(name: str) -> str:
-    return fold_characters(_INVISIBLE.sub("", fold_characters(name)[0]))[0]
+    # In lower case some letters get a mark (`İ`), others the look of a Latin one (`Ɯ`).
+    small = (c if c.isascii() else c.casefold() for c in fold_characters(name)[0])
+    return fold_characters(_INVISIBLE.sub("", "".join(small)))[0]
 
 
 def _words(folded: str) -> list[str]:

@@ -71,13 +71,26 @@ def _as_json(result: Evaluation) -> dict[str, object]:
         ],
         "ever_flagged": result.flagged,
         "ever_at_ban_score": result.ban_score,
-        "median_first_flag": {
-            kind: None if at == float("inf") else at for kind, at in result.first_flag.items()
-        },
+        "median_first_flag": {kind: _finite(at) for kind, at in result.first_flag.items()},
         "services_degraded": result.services,
-        "campaigns_found": result.campaigns,
-        "false_campaigns": result.false_campaigns,
+        "undeclared_services": {
+            kind: {"flagged": flagged, "proposed_before_slowed": proposed}
+            for kind, (flagged, proposed) in result.undeclared.items()
+        },
+        "campaigns": {
+            how: {
+                "found": seen.found,
+                "median_queries": _finite(seen.queries),
+                "bystanders": seen.bystanders,
+                "false": seen.false,
+            }
+            for how, seen in result.campaigns.items()
+        },
     }
+
+
+def _finite(number: float) -> float | None:
+    return None if number == float("inf") else number
 
 
 def _tables(result: Evaluation) -> list[Table]:
@@ -106,6 +119,14 @@ def _tables(result: Evaluation) -> list[Table]:
         rest.add_row(kind, f"{share:.1%}", f"{result.ban_score[kind]:.1%}", shown)
     for kind, share in result.services.items():
         rest.add_row(f"declared service, {kind}: ever degraded", f"{share:.1%}", "", "")
-    rest.add_row("campaigns of 20 accounts found", f"{result.campaigns:.0%}", "", "")
-    rest.add_row("campaigns named without a thief", f"{result.false_campaigns:.0%}", "", "")
+    for kind, (flagged, proposed) in result.undeclared.items():
+        shown = f"{proposed:.1%} proposed before slowed"
+        rest.add_row(f"undeclared service, {kind}", f"{flagged:.1%}", shown, "")
+    for how, seen in result.campaigns.items():
+        rest.add_row(
+            f"campaigns of 20 accounts {how}: named", f"{seen.found:.0%}", "",
+            f"{seen.queries:g} of all accounts",
+        )  # fmt: skip
+        rest.add_row("- other people named in them", f"{seen.bystanders:.1%}", "", "")
+        rest.add_row("- named without a thief", f"{seen.false:.0%}", "", "")
     return [shares, rest]

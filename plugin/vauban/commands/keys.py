@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from vauban.access.keyfile import add_key, read_key_file, revoke_key
+from vauban.access.keyfile import add_key, declare_key, read_key_file, revoke_key
 from vauban.access.keys import ID_CHARS, KeyRecord
 from vauban.access.scopes import ALL, FEATURES, ROUTE_GROUPS, SYSTEM_PROMPT
 from vauban.errors import ConfigError
@@ -145,6 +145,21 @@ def revoke(
     with _errors_to_stderr() as notes:
         record = revoke_key(_store(file), name_or_id)
         _note(notes, f"key {record.id} ({record.name}) is revoked")
+
+
+@app.command("service")
+def declare(
+    name_or_id: Annotated[str, typer.Argument(help="Name or id of a key.")],
+    is_service: Annotated[
+        bool, typer.Option("--yes/--no", help="Whether it belongs to a service.")
+    ] = True,
+    file: FileOption = None,
+) -> None:
+    """Declare that a key belongs to a program that serves many people, or that it does not."""
+    with _errors_to_stderr() as notes:
+        record = declare_key(_store(file), name_or_id, service=is_service)
+        what = "a service's" if record.service else "a person's"
+        _note(notes, f"key {record.id} ({record.name}) is {what}; it stays as it is otherwise")
 
 
 def parse_expires(text: str, now: datetime) -> datetime | None:

@@ -29,9 +29,6 @@ JSON_UNIT: Final = re.compile(rf"{_WORD}|\\(?:u[0-9a-fA-F]{{4}}|[^u])|[^\x00-\x7
 _MAX_TAG_CHARS = 2_048
 """A tag without attributes that is longer is taken to be none."""
 _MAX_SPAN_CHARS = 160
-MAX_HALF_CHARS: Final = 160
-_LAST_WORD = re.compile(rf"[{WORD_CHARS}]{{1,{MAX_HALF_CHARS}}}\Z")
-_FIRST_WORD = re.compile(rf"[{WORD_CHARS}]{{1,{MAX_HALF_CHARS}}}")
 
 _KEY_BLOCK = re.compile(r"-----BEGIN [A-Z0-9 ]{0,32}PRIVATE KEY(?: BLOCK)?-----")
 _KEY_LINE = re.compile(
@@ -43,24 +40,6 @@ _ESCAPE = re.compile(r"(?<!\\)\\(?:\\\\)*\Z")  # of a backtick, with which no sp
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
 # Their content is not Markdown, up to an end that blank lines do not bring.
 _RAW_TAGS = frozenset({"pre", "textarea", "xmp", "plaintext", "script", "style", "title"})
-
-
-def secret_across(before: str, after: str, least: int = 1) -> int | None:
-    """Where the word ends in which a credential ends that has begun in the text before; None: there
-    is none. Addresses with a password are not looked for: a port and a mail address look like one.
-
-    :param least: so many of its characters, at least, stand in each.
-    """
-    half, rest = _LAST_WORD.search(before), _FIRST_WORD.match(after)
-    if half is None or rest is None:
-        return None
-    word, middle = half.group() + rest.group(), len(half.group())
-    if "://" in word or secret_rules.plain_start(word, 0, middle) is not None:
-        return None
-    at = secret_rules.plain_start(word, 0, len(word))
-    if at is None or not least <= middle - at or rest.end() < least:
-        return None
-    return rest.end()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +80,7 @@ class Passages:
         self._info_line = self._closing = False
         self._span: tuple[int, int] | None = None
         self._span_broken = False
+        self._unsure = False  # a span that was broken may go on over the end of its line
         self._suspects: list[Passage] = []
         self._after_newline = False
 
@@ -127,8 +107,10 @@ class Passages:
         """Pass over text in which nothing has to be read; see `quiet.py`."""
         self.fence = fence
         self._target.skip(text)
-        if self._html and _BLANK_LINE.search("\n" + text if self._after_newline else text):
-            self._html = False
+        if (self._html or self._unsure) and _BLANK_LINE.search(
+            "\n" + text if self._after_newline else text
+        ):
+            self._html = self._unsure = False
         line = text.rpartition("\n")
         self._after_newline = (bool(line[1]) or self._after_newline) and not line[2].strip(" \t\r")
 
@@ -174,8 +156,9 @@ class Passages:
             self.fence, self._closing = 0, False
         self._info_line = False
         self._span_broken = self._span is not None
+        self._unsure = self._unsure or self._span_broken
         if _BLANK_LINE.search("\n" + text if self._after_newline else text):
-            self._html = False
+            self._html = self._unsure = False
             self._picture.start = None  # no words go over the end of a paragraph
         self._after_newline = not text.rpartition("\n")[2].strip(" \t\r")
 
@@ -220,6 +203,7 @@ class Passages:
     def _settle(self, a: int) -> list[Passage]:
         if self._span is None or not (self._span_broken or a - self._span[1] > _MAX_SPAN_CHARS):
             return []
+        self._unsure = self._unsure or not self._span_broken
         found, self._suspects = self._suspects, []
         self._html = self._html or bool(found)
         self._span, self._span_broken = None, False
@@ -385,7 +369,7 @@ class Passages:
                 self._outer = (self._tag, self._attributes)
             self._tag, self._tag_from, self._attributes = name, a, Attributes()
             self._attributes.word(word)
-            if self._span is None:
+            if self._span is None or self._unsure:
                 self._html = True
                 self._raw_html = self._raw_html or name in _RAW_TAGS
         elif opens_tag and word[0] == "?":
@@ -394,7 +378,7 @@ class Passages:
             self._tag is not None and not opens_tag and links.is_handler(word)
         ):
             passage = Passage("active", a, b)
-            if self._span is not None and not self.is_html:
+            if self._span is not None and not (self._unsure or self.is_html):
                 self._suspects.append(passage)
             else:
                 yield passage

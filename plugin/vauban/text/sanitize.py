@@ -24,18 +24,10 @@ from vauban.policy_output import OUTPUT_DETECTORS, OutputPolicy
 from vauban.text import canary, controls
 from vauban.text.canary import Listener
 from vauban.text.cuts import Cuts
+from vauban.text.halves import MAX_HALF_CHARS, secret_across
 from vauban.text.json_strings import JsonStrings, PlainEscapes
 from vauban.text.overlap import Follower, Overlap
-from vauban.text.passages import (
-    JSON_UNIT,
-    MAX_HALF_CHARS,
-    MAX_TICKS,
-    MAX_WORD_CHARS,
-    UNIT,
-    Passage,
-    Passages,
-    secret_across,
-)
+from vauban.text.passages import JSON_UNIT, MAX_TICKS, MAX_WORD_CHARS, UNIT, Passage, Passages
 from vauban.text.pii import Entity, Pii, PiiReader
 from vauban.text.quiet import LOOK_AHEAD_CHARS, NotableWords, first_notable
 

@@ -13,7 +13,7 @@ import copy
 from collections.abc import Sequence
 from typing import Final
 
-from vauban.text.passages import MAX_HALF_CHARS, secret_across
+from vauban.text.halves import MAX_HALF_CHARS, secret_across
 from vauban.text.sanitize import Sanitizer, Stream
 
 _MIN_HALF_CHARS: Final = 4

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final, TypeVar
 
 import numpy as np
@@ -39,6 +40,7 @@ PERSON_QUERIES: Final = 5000
 CAMPAIGN_ACCOUNTS: Final = 20
 CAMPAIGN_QUERIES: Final = 3000
 BYSTANDERS: Final = 60
+UNLINKED, GROUPED = "unlinked", "of one group"
 _MMD_ROWS: Final = 1000
 _PERSON: Final = "person"
 _HIDDEN: Final = "hidden_"
@@ -53,6 +55,8 @@ Results = dict[str, list[T]]
 """By kind."""
 _Task = tuple[str, int]
 """Kind and number, which its random numbers hang on."""
+Population = tuple[float, float, bool]
+"""What became of a campaign; see `CampaignsFound`."""
 Scores = dict[str, dict[int, float]]
 """Method -> queries -> how suspect, higher is more."""
 
@@ -66,14 +70,34 @@ class Seen:
     first: Mapping[Level, int]
 
 
+@dataclass(frozen=True)
+class CampaignsFound:
+    """`found`, `false`: share of populations with and without a thief in which a campaign was
+    named. `queries`: median of all the thief's accounts' queries until half of them were, infinite
+    where they never are. `bystanders`: share of the other people who were named with them."""
+
+    found: float
+    queries: float
+    bystanders: float
+    false: float
+
+    @classmethod
+    def of(cls, populations: Sequence[Population]) -> CampaignsFound:
+        at, bystanders, false = np.array(populations).T
+        found, queries = float(np.isfinite(at).mean()), float(np.median(at))
+        return cls(found, queries, float(bystanders.mean()), float(false.mean()))
+
+
 @dataclass
 class Evaluation:
     """`found`: (group or kind, method, queries, rate) -> share of thieves above the threshold
     that this share of people exceeds. By the shipped thresholds: `flagged` and `ban_score`: share
     of callers whose score is ever enough to flag and to ban, in as many queries as the longest of
     `LENGTHS`, people also in `PERSON_QUERIES`; `first_flag`: median query of the first flag;
-    `services`: share of declared services ever degraded; `campaigns` and `false_campaigns`: share
-    of populations with and without a thief in which one was named."""
+    `services`: share of declared services ever degraded; `undeclared`: of services that nobody
+    declared, the shares that were flagged, and that were proposed before they were slowed;
+    `campaigns`: whose accounts are linked by what they ask alone (`UNLINKED`), or in one group, as
+    the other people are (`GROUPED`)."""
 
     people: int
     thieves: int
@@ -82,8 +106,8 @@ class Evaluation:
     ban_score: dict[str, float] = field(default_factory=dict)
     first_flag: dict[str, float] = field(default_factory=dict)
     services: dict[str, float] = field(default_factory=dict)
-    campaigns: float = 0.0
-    false_campaigns: float = 0.0
+    undeclared: dict[str, tuple[float, float]] = field(default_factory=dict)
+    campaigns: dict[str, CampaignsFound] = field(default_factory=dict)
 
 
 def evaluate(
@@ -122,28 +146,29 @@ def evaluate(
         honest = each("people", _caller, {_PERSON: people})[_PERSON]
         groups = each("thieves", _caller, numbers)
         degraded = each("services", _service, services)
-        named = [pair for found in each("campaigns", _campaign, campaigns).values()
-                 for pair in found]  # fmt: skip
+        proposed = each("undeclared services", _undeclared, services)
+        named = {how: [*chain(*each(f"campaigns, {how}", work, campaigns).values())]
+                 for how, work in ((UNLINKED, _campaign), (GROUPED, _grouped))}  # fmt: skip
     for kind, group in _GROUPS.items():
         groups[group] += groups.get(kind, [])
-    return _summary(people, thieves, honest, groups, degraded, named)
-
-
-def _summary(
-    people: int, thieves: int, honest: Sequence[Seen], groups: Results[Seen],
-    degraded: Results[bool], named: Sequence[tuple[bool, bool]],
-) -> Evaluation:  # fmt: skip
-    longest = max(LENGTHS)
     result = Evaluation(people, thieves)
+    result.services = {kind: float(np.mean(wrong)) for kind, wrong in degraded.items()}
+    for kind, pairs in proposed.items():
+        flagged, in_time = np.mean(pairs, axis=0).tolist()
+        result.undeclared[kind] = flagged, in_time
+    result.campaigns = {how: CampaignsFound.of(found) for how, found in named.items()}
+    _summarise(result, honest, groups)
+    return result
+
+
+def _summarise(result: Evaluation, honest: Sequence[Seen], groups: Results[Seen]) -> None:
+    longest = max(LENGTHS)
     result.found = _shares(honest, groups)
     people_too = {_PERSON: honest} | groups
     for level, shares in ((Level.FLAGGED, result.flagged), (Level.BANNED, result.ban_score)):
         shares |= {kind: _ever(seen, level, longest) for kind, seen in people_too.items()}
         shares[f"{_PERSON}, {PERSON_QUERIES} queries"] = _ever(honest, level, PERSON_QUERIES)
     result.first_flag = {kind: _median_first(seen) for kind, seen in groups.items()}
-    result.services = {kind: float(np.mean(wrong)) for kind, wrong in degraded.items()}
-    result.campaigns, result.false_campaigns = np.mean(named, axis=0).tolist()
-    return result
 
 
 _shared: list[_Simulation] = []
@@ -157,8 +182,16 @@ def _service(task: _Task) -> bool:
     return _shared[0].is_degraded(*task)
 
 
-def _campaign(task: _Task) -> tuple[bool, bool]:
+def _undeclared(task: _Task) -> tuple[bool, bool]:
+    return _shared[0].undeclared(*task)
+
+
+def _campaign(task: _Task) -> Population:
     return _shared[0].campaign(*task)
+
+
+def _grouped(task: _Task) -> Population:
+    return _shared[0].campaign(*task, grouped=True)
 
 
 class _Simulation:
@@ -197,26 +230,51 @@ class _Simulation:
             worst = max(worst, *(e.level for e in detector.observe(queries)))
         return worst >= Level.DEGRADED
 
-    def campaign(self, kind: str, number: int) -> tuple[bool, bool]:
-        """Whether a campaign is named in a population with a thief's accounts: one that holds most
-        of them; and without: any."""
+    def undeclared(self, kind: str, number: int) -> tuple[bool, bool]:
+        """Whether a service that nobody declared is flagged, and proposed before it is slowed."""
+        detector = ExtractionDetector(self._policy, self._reference)
+        stream = self._world.service(kind, max(LENGTHS), self._rng(kind, number))
+        caller, flagged = Caller("undeclared"), False
+        for start in range(0, len(stream), BLOCK):
+            queries = [Query(caller, row) for row in stream[start : start + BLOCK]]
+            for evidence in detector.observe(queries):
+                flagged = flagged or evidence.level >= Level.FLAGGED
+                if evidence.proposed or evidence.level > Level.FLAGGED:
+                    return True, evidence.level is Level.FLAGGED
+        return flagged, False
+
+    def campaign(self, kind: str, number: int, grouped: bool = False) -> Population:
+        """After how many queries of all a thief's accounts half of them were named in a population
+        with other people, infinite where they were not; the share of those people that was; and
+        whether anybody is without the thief."""
         rng = self._rng(f"campaign of {kind}", number)
         each = CAMPAIGN_QUERIES // CAMPAIGN_ACCOUNTS
         people = {f"person-{n}": self._world.person(each, rng) for n in range(BYSTANDERS)}
         theft = self._world.theft(kind, CAMPAIGN_QUERIES, rng)
         accounts = {f"account-{n}": theft[n::CAMPAIGN_ACCOUNTS] for n in range(CAMPAIGN_ACCOUNTS)}
-        named = self._named(people | accounts)
-        found = sum(name.startswith("account") for name in named) >= CAMPAIGN_ACCOUNTS // 2
-        return found, bool(self._named(people))
+        tags = {name: (f"group:{name.partition('-')[0]}",) for name in people | accounts}
+        named = self._named(people | accounts, tags if grouped else {})
+        turns = sorted(named.get(name, np.inf) for name in accounts)
+        bystanders = sum(name in named for name in people) / len(people)
+        found_at = turns[CAMPAIGN_ACCOUNTS // 2 - 1] * CAMPAIGN_ACCOUNTS
+        return found_at, bystanders, bool(self._named(people, tags if grouped else {}))
 
-    def _named(self, streams: Mapping[str, Floats]) -> set[str]:
-        """Callers that were ever part of a campaign; their queries come in turns."""
-        detector, named = ExtractionDetector(self._policy, self._reference), set()
+    def _named(
+        self, streams: Mapping[str, Floats], tags: Mapping[str, tuple[str, ...]]
+    ) -> dict[str, int]:
+        """After how many of its queries a caller was first part of a campaign; the queries come in
+        turns."""
+        detector = ExtractionDetector(self._policy, self._reference)
+        named: dict[str, int] = {}
         for turn in range(max(len(stream) for stream in streams.values())):
-            queries = [Query(Caller(n), s[turn]) for n, s in streams.items() if turn < len(s)]
+            queries = [
+                Query(Caller(name, tags=tags.get(name, ())), stream[turn])
+                for name, stream in streams.items()
+                if turn < len(stream)
+            ]
             for query, evidence in zip(queries, detector.observe(queries), strict=True):
                 if evidence.campaign:
-                    named.add(query.caller.id)
+                    named.setdefault(query.caller.id, turn + 1)
         return named
 
     def _rng(self, kind: str, number: int) -> Generator:

@@ -253,3 +253,50 @@ def test_who_is_forgiven_by_a_clock_that_is_ahead_begins_anew_once(world: World)
     for row in world.script(100):
         (known,) = detector.observe([Query(Caller("a", forgiven_at=3700.0), row)])
     assert known.level is Level.SLOWED
+
+
+def proposals(found: list[Evidence]) -> list[Evidence]:
+    return [evidence for evidence in found if evidence.proposed]
+
+
+def test_a_steady_program_is_proposed_as_a_service_before_it_is_slowed(world: World) -> None:
+    topics = world.texts[:12].reshape(-1, 384)
+    rows = topics[world.rng.integers(len(topics), size=600)]
+    found = run({"program": rows}, ["program"] * 600, 1)["program"]
+    first = next(n for n, evidence in enumerate(found) if evidence.proposed)
+    assert first < next(n for n, e in enumerate(found) if e.level > Level.FLAGGED)
+    assert found[-1].proposed == "service"
+
+
+def test_a_proposal_has_no_say_in_the_level(world: World) -> None:
+    """A thief is as steady: it is proposed, and banned all the same."""
+    found = run({"script": world.script(400)}, ["script"] * 400, 1)["script"]
+    assert found[-1].level is Level.BANNED
+    assert found[-1].proposed == "service"
+
+
+def test_who_is_not_flagged_is_not_proposed(world: World) -> None:
+    assert not proposals(run({"person": world.person(600)}, ["person"] * 600, 16)["person"])
+
+
+def test_who_is_flagged_and_changes_is_not_proposed(world: World) -> None:
+    """One list after the other, each in any order."""
+    rows = np.concatenate([
+        world.texts[n : n + 10].reshape(-1, 384)[world.rng.permutation(400)[:128]]
+        for n in (0, 10, 20, 30)
+    ])  # fmt: skip
+    found = run({"a": rows}, ["a"] * len(rows), 1)["a"]
+    half_of_each = [found[n - 1] for n in (256, 384, 512)]
+    assert min(evidence.level for evidence in half_of_each) >= Level.FLAGGED
+    assert not proposals(half_of_each)
+
+
+def test_who_is_declared_is_not_proposed(world: World) -> None:
+    detector = ExtractionDetector(CPU, REFERENCE)
+    topics = world.texts[:12].reshape(-1, 384)
+    rows = topics[world.rng.integers(len(topics), size=300)]
+    person = detector.observe([Query(Caller("s"), row) for row in rows])
+    assert person[-1].proposed
+    declared = detector.observe([Query(SERVICE, row) for row in rows])
+    assert not declared[-1].proposed
+    assert declared[-1].level is Level.CLEAR

@@ -36,7 +36,9 @@ def test_each_query_is_told_with_its_place(reference: Reference, world: World) -
 
 
 def test_a_place_changes_nothing_else() -> None:
-    evidence = Evidence(0.5, Level.FLAGGED, 40, (("arm", 1.0),), "campaign-1", 3.0)
+    evidence = Evidence(
+        0.5, Level.FLAGGED, 40, (("arm", 1.0),), "campaign-1", 3.0, proposed="service"
+    )
     left_out = [f.name for f in fields(Evidence) if getattr(evidence, f.name) == f.default]
     assert left_out == ["at"]  # a field that is new has to be given above
     placed = evidence.lying_at(0.1, 0.2)

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from vauban.hosts.vllm.channel import (
     announced_engines,
 )
 from vauban.mark import Sealer, new_nonce
-from vauban.types import Reason
+from vauban.types import Evidence, Level, Reason
 
 WAIT_S = 10
 
@@ -61,6 +62,22 @@ async def test_failures_arrive(
     future = receiver.expect(nonce)
     sender.send(receiver.name, [report(nonce, None, failure)])
     assert (await asyncio.wait_for(future, WAIT_S)).failure is failure
+
+
+async def test_all_that_is_known_of_a_caller_arrives(
+    receiver: ReportReceiver, sender: ReportSender
+) -> None:
+    nonce = new_nonce()
+    future = receiver.expect(nonce)
+    known = Evidence(
+        0.5, Level.SLOWED, 96, (("campaign", 0.75), ("drift", 1.0)), "campaign-1", 3.0, (0.1, -0.2),
+        "service",
+    )  # fmt: skip
+    assert not [f.name for f in fields(Evidence) if getattr(known, f.name) == f.default]
+    sender.send(receiver.name, [replace(report(nonce), evidence=known)])
+    found = (await asyncio.wait_for(future, WAIT_S)).evidence
+    assert isinstance(found, Evidence)
+    assert (found, found.at) == (known, known.at)
 
 
 async def test_a_front_that_is_busy_loses_no_verdict(

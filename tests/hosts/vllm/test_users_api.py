@@ -319,7 +319,7 @@ async def test_a_level_and_what_it_is_made_of(site: Site) -> None:
     assert (shown["level"], shown["by"]) == ("degraded", "detector")
     assert shown["evidence"] == {
         "score": 0.9, "level": "degraded", "queries": 100, "signals": {"novelty": 0.5},
-        "campaign": "c1",
+        "campaign": "c1", "proposed": "",
     }  # fmt: skip
     body = {"level": "held", "reason": "to be called"}
     assert (await site.admin("POST", f"{user}/level", body)).json["level"] == "held"
@@ -414,6 +414,31 @@ async def test_pages(site: Site) -> None:
         found += [row["id"] for row in page["users"]]
         after = page["next"]
     assert found == names
+
+
+async def test_the_accounts_of_a_campaign(site: Site) -> None:
+    site.find("user", Level.FLAGGED)
+    site.put("other", Level.BANNED)
+    listed = (await site.admin("GET", USERS, query="campaign=c1")).json["users"]
+    assert [row["id"] for row in listed] == [site.id["user"]]
+    assert (await site.admin("GET", USERS, query="campaign=c2")).json["users"] == []
+    assert len((await site.admin("GET", USERS)).json["users"]) == 2
+
+
+async def test_a_proposed_service_is_shown_and_audited(site: Site) -> None:
+    site.find("user", Level.FLAGGED)
+    who = Principal(site.id["user"], PrincipalKind.KEY)
+    site.ledger.observe(who, Evidence(0.9, Level.FLAGGED, 164, (), "c1", proposed="service"))
+    site.ledger.refresh()
+    shown = (await site.admin("GET", f"{USERS}/{site.id['user']}")).json
+    assert (shown["level"], shown["evidence"]["proposed"]) == ("flagged", "service")
+    first, second = site.events()
+    assert (first["action"], first["proposed"]) == ("observe", "")
+    assert (second["action"], second["proposed"]) == ("propose", "service")
+    assert second["from"] == second["to"] == "flagged"
+    metrics = site.server.front.metrics
+    assert metrics.proposed._value.get() == 1
+    assert metrics.transitions.labels("flagged", "flagged", "detector")._value.get() == 0
 
 
 async def test_an_operator_can_not_lock_itself_out(site: Site) -> None:

@@ -36,9 +36,9 @@ from vauban.detectors.extraction.plane import Plane
 from vauban.detectors.extraction.profile import Profile
 from vauban.detectors.extraction.projection import FINE, Floats, Small
 from vauban.detectors.extraction.reference import NONE, Reference, Suspicion, tail_of
-from vauban.detectors.extraction.service import ServiceBaseline
+from vauban.detectors.extraction.service import STEADY_QUERIES, ServiceBaseline, might_be_service
 from vauban.policy_extraction import ExtractionPolicy
-from vauban.types import Caller, Evidence, Level
+from vauban.types import SERVICE, Caller, Evidence, Level
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +82,9 @@ class _Known:
 
 class ExtractionDetector:
     """Not thread-safe. Memory: at most `policy.max_memory_bytes` for callers (each at
-    most `profile.PROFILE_BYTES`) and `policy.shared_queries` times `index.BYTES_PER_QUERY`; over
-    that the callers that were silent longest are forgotten.
+    most `profile.PROFILE_BYTES`) and `policy.shared_queries` times `index.BYTES_PER_QUERY`, beside
+    a register of suspect accounts and verdicts on campaigns, which are bounded by number; over that
+    the callers that were silent longest are forgotten.
 
     :param reference: default: the one that ships, or the policy's.
     :param clock: seconds since the epoch.
@@ -224,29 +225,39 @@ class ExtractionDetector:
         if suspicion is not NONE:
             tail = tail_of(suspicion.tail, self.reference.ever)
             cells = profile.coarse_cells(FINE)
-            campaign = self._campaigns.judge(name, tail, cells, caller.tags)
+            campaign = self._campaigns.judge(name, tail, cells, caller.tags, self.vectors)
         if caller.service is not None:
             score = caller.service.score
             signals = [("changed", round(score, 3))]
         elif self.policy.metric == "article":
             score, signals = self._article(profile)
         if campaign is not None:
-            signals.append(("campaign", round(campaign.score, 3)))
-            signals.append(("campaign_accounts", float(len(campaign.accounts))))
+            signals += campaign.signals
         in_campaign = campaign is not None and campaign.score >= self.policy.flag_at
         worst = score
         if campaign is not None and in_campaign:
             worst = max(score, min(campaign.score, score + MAX_RAISE))
+        level = self._climb(caller, self.policy.level(worst))
+        proposed = self._might_be_service(caller, level, suspicion.arm)
         caller.evidence = Evidence(
             score=worst,
-            level=self._climb(caller, self.policy.level(worst)),
+            level=level,
             queries=profile.count,
             signals=tuple(signals),
             campaign=campaign.name if campaign is not None and in_campaign else "",
             began_at=caller.began_at,
+            proposed=SERVICE if proposed else "",
         )
         if self._learner is not None and caller.service is None:
             self._learn(self._learner, name, caller)
+
+    def _might_be_service(self, caller: _Known, level: Level, arm: str) -> bool:
+        """Has no say in the level: a thief is as steady, and only an operator knows."""
+        if level is Level.CLEAR or caller.service is not None or self.policy.metric == "article":
+            return False
+        if caller.evidence.proposed and caller.profile.count % (STEADY_QUERIES // 2):
+            return True
+        return might_be_service(arm, caller.profile.vectors())
 
     def _learn(self, learner: Learner, name: str, caller: _Known) -> None:
         if caller.rung > Level.CLEAR:

@@ -6,6 +6,11 @@ how surprising its cells are under those counts, and a one-sided CUSUM (Page 195
 standardised blocks accumulates what is too much. Blocks, because the queries of one person behind
 the service resemble each other. The baseline follows slowly, as a service's users drift.
 
+A service that nobody declared is flagged like a thief, for how it samples. While what it asks does
+not change either, as that of a program and unlike that of a person with one subject after the
+other, it is proposed to the operator as a service. Most thieves are as steady, so a proposal is a
+question and never lowers a level.
+
 Does not cover: a service that steals from its first query; theft through a service that passes on
 what many people ask, which is as varied by itself. Its quota and the campaign test are left there.
 """
@@ -17,6 +22,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from vauban.detectors.extraction.pooled import measure
+from vauban.detectors.extraction.projection import Small
+from vauban.detectors.extraction.reference import ACCUMULATED
+
 LEARN_QUERIES: Final = 1024
 """Queries that a service's own baseline is learned from."""
 BLOCK_QUERIES: Final = 64
@@ -27,10 +36,31 @@ ALARM: Final = 10.0
 ALARM_SCORE: Final = 0.5
 FOLLOW: Final = 0.1
 """Share of a block's deviation by which the expected surprise follows it."""
+STEADY_QUERIES: Final = 256
+"""The last queries of a caller that are looked at to propose it, in two halves."""
+LEAST_STEADY: Final = 64
+STEADY: Final = 0.5
+"""How mingled the halves are (`pooled.Verdict`) of a caller that asks as it did before. Of
+simulated people who are flagged 0.1 to 0.4; of services 0.5 to 1, whatever they do."""
+_PROGRAM_ARMS: Final = frozenset({"order", "breadth", "both"})
 _SMOOTHING: Final = 32.0
 _LEAST_DEVIATION: Final = 0.15
 _MOST_PER_BLOCK: Final = 4.0
 _MOST_FOLLOWED: Final = 2.0
+
+
+def might_be_service(arm: str, window: Small) -> bool:
+    """Whether a caller that is flagged might be a service: the order or the breadth of its queries
+    is what is odd about it, and the later ones are like those before.
+
+    :param arm: by which it is suspect, as `reference.Suspicion` has it.
+    :param window: its queries, oldest first, int8 [n, 64].
+    """
+    if arm.removeprefix(ACCUMULATED) not in _PROGRAM_ARMS or len(window) < LEAST_STEADY:
+        return False
+    window = window[-STEADY_QUERIES:]
+    halves = np.arange(len(window)) * 2 // len(window)
+    return measure(window, halves)[0] >= STEADY
 
 
 class ServiceBaseline:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from vauban.access.standing import Transition
+from vauban.access.standing import PROPOSE, Transition
 from vauban.telemetry import Decision
 from vauban.types import Evidence, Reason
 
@@ -108,6 +108,10 @@ class UserMetrics:
             utils, "vauban_standing_transitions_total",
             "Changes of level; by detector, operator or time.",
         )  # fmt: skip
+        self._proposed = Counted(
+            utils, "vauban_services_proposed_total",
+            "Callers that might be services nobody has declared.",
+        )  # fmt: skip
         self._score_family = family(
             name="vauban_extraction_score",
             description="How unlike honest people a caller's recent queries are, per request.",
@@ -131,6 +135,8 @@ class UserMetrics:
             self._drift.set(drift)
 
     def observe_transition(self, transition: Transition) -> None:
+        if transition.action == PROPOSE:
+            self._proposed.add(1, {})
         if transition.before is transition.after:
             return
         before, after = transition.before.name.lower(), transition.after.name.lower()
@@ -139,4 +145,5 @@ class UserMetrics:
     def close(self) -> None:
         self._failures.close()
         self._moves.close()
+        self._proposed.close()
         del self._score, self._score_family, self._drift, self._drift_family

@@ -184,18 +184,18 @@ def _evidence_row(evidence: Evidence | Reason | None) -> object:
         return evidence
     return [
         evidence.score, evidence.level, evidence.queries, evidence.signals, evidence.campaign,
-        evidence.began_at, evidence.at,
+        evidence.began_at, evidence.at, evidence.proposed,
     ]  # fmt: skip
 
 
 def _evidence_of(row: object) -> Evidence | Reason | None:
     if not isinstance(row, list):
         return None if row is None else Reason(str(row))
-    score, level, queries, signals, campaign, began_at, at = row
+    score, level, queries, signals, campaign, began_at, at, proposed = row
     found = tuple((str(name), float(value)) for name, value in signals)
     return Evidence(
         float(score), Level(level), int(queries), found, str(campaign), float(began_at),
-        (float(at[0]), float(at[1])) if at is not None else None,
+        (float(at[0]), float(at[1])) if at is not None else None, str(proposed),
     )  # fmt: skip
 
 

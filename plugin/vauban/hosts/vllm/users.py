@@ -1,6 +1,7 @@
 """The users' routes: who is at which level, and an operator's say in it. Scope `admin` only.
 
-    GET    /vauban/users?level=banned&limit=100&after=ID   {"users": [...], "next": ID | null}
+    GET    /vauban/users?level=banned&campaign=NAME&limit=100&after=ID
+                                                            {"users": [...], "next": ID | null}
     GET    /vauban/users/ID                                 one user, and what the level is made of
     POST   /vauban/users/ID/ban    {"reason", "seconds"?}
     POST   /vauban/users/ID/unban  {"reason"}               forgives, too
@@ -116,14 +117,15 @@ class UsersApi:
         )  # fmt: skip
 
     def _list(self, query: bytes) -> dict[str, Any]:
-        asked = read_query(query, "level", "limit", "after")
+        asked = read_query(query, "level", "campaign", "limit", "after")
         level = asked["level"]
         if level and level.upper() not in Level.__members__:
             raise MalformedRequest("there is no such level", param="level")
         wanted = read_limit(asked["limit"], MAX_USERS_LISTED)
         users = self._front.ledger.users(
-            Level[level.upper()] if level else None, after=asked["after"], limit=wanted
-        )
+            Level[level.upper()] if level else None, campaign=asked["campaign"],
+            after=asked["after"], limit=wanted,
+        )  # fmt: skip
         following = users[-1].principal if len(users) == wanted else None
         return {"users": [_shown(user) for user in users], "next": following}
 
@@ -192,4 +194,5 @@ def _evidence(evidence: Evidence | None) -> dict[str, Any] | None:
         "queries": evidence.queries,
         "signals": dict(evidence.signals),
         "campaign": evidence.campaign,
+        "proposed": evidence.proposed,
     }
