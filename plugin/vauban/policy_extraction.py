@@ -71,7 +71,7 @@ class ExtractionPolicy(Section):
     )
     max_memory_bytes: int = field(
         1024**3,
-        "Memory for callers' windows, about 46 kB each at most; over it, who was silent longest"
+        "Memory for callers' windows, about 47 kB each at most; over it, who was silent longest"
         " is forgotten.",
         "bytes",
         ge=1024**2,

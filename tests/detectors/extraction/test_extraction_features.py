@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vauban.detectors.extraction.features import (
     LAGS,
     NEAR,
+    SHORT_THREADS,
     STATISTICS,
     Measured,
     measure,
@@ -36,7 +37,9 @@ def one_by_one(vectors: Floats, start: int) -> Measured:
             within = similar[(np.abs(lag) <= most) & (lag != 0)]
             lags.append(((within.mean() if len(within) else 0.0) - mean) / spread)
         order = 1 - (1 - above) ** len(near)
-        rows.append([order, best, before.max(initial=-1.0), far.max(initial=-1.0), *lags])
+        last = similar[lag == -1].max(initial=-1.0)
+        follow = min(((far >= last).sum() + 0.5) / (len(far) + 1), 1.0) if t else 1.0
+        rows.append([order, best, before.max(initial=-1.0), far.max(initial=-1.0), follow, *lags])
     return Measured.unstack(np.array(rows).T)
 
 
@@ -82,7 +85,9 @@ def sessions(*lengths: int) -> Measured:
     near = np.where(np.isin(np.arange(count), starts) & (np.append(before[1:], 0) < 0.5), 0.1, 0.9)
     order = np.where(near < 0.5, 0.9, 0.0)
     far = np.where(before < 0.5, 0.2, 0.8)
-    return Measured.unstack(np.vstack([order, near, before, far, np.zeros((len(LAGS), count))]))
+    follow = np.where(before < 0.5, 0.9, 0.01)
+    lags = np.zeros((len(LAGS), count))
+    return Measured.unstack(np.vstack([order, near, before, far, follow, lags]))
 
 
 def test_sessions_are_counted() -> None:
@@ -91,8 +96,30 @@ def test_sessions_are_counted() -> None:
     assert found["new_share"] == np.float32(7 / 20)
     assert found["lone_share"] == np.float32(3 / 20)
     assert found["interrupts"] == 0.0
+    assert found["short_threads"] == np.float32(15 / 20)
     spread = np.std([4, 6, 2, 5]) / (np.mean([4, 6, 2, 5]) - 1)
     assert found["session_spread"] == pytest.approx(spread, abs=1e-6)
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=30))
+def test_a_thread_is_short_by_its_length(lengths: list[int]) -> None:
+    least, most = SHORT_THREADS
+    short = sum(length for length in lengths if least <= length <= most)
+    assert named(sessions(*lengths))["short_threads"] == np.float32(short / sum(lengths))
+
+
+def test_who_follows_up_every_seed_has_short_threads() -> None:
+    world = World(topics=120)
+    seeds = world.rng.permutation(len(world.texts))
+    chained = np.concatenate([world.texts[seed][: world.rng.integers(3, 6)] for seed in seeds])
+    longer = np.concatenate([world.texts[seed][:12] for seed in seeds])
+    shares = {
+        kind: named(measure(rows[:384], 0))["short_threads"]
+        for kind, rows in {
+            "chained": chained, "longer": longer, "script": world.script(384),
+        }.items()
+    }  # fmt: skip
+    assert shares["chained"] > 0.7 > 0.2 > max(shares["longer"], shares["script"])
 
 
 def test_an_interruption_is_alone_in_a_session_that_goes_on() -> None:

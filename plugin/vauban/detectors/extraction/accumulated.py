@@ -33,11 +33,13 @@ ARMS: Final[Mapping[str, Mapping[str, float]]] = MappingProxyType({
         "session_spread": -0.2, "new_sessions": 0.2, "lone_new_share": -0.2, "lone_share": -0.2,
         "interrupts": -0.2,
     },
+    "threads": {"short_threads": 0.5, "lone_share": -0.25, "lone_new_share": -0.25},
     "sweep": {"session_strength": 0.5, "new_share": 0.5},
 })  # fmt: skip
 """Which statistics an arm adds up. The order finds whoever samples, also a narrow pool; breadth
 whoever mixes a wide search into ordinary talk, mixed whoever interrupts that talk for it; chain
-whoever follows up every seed alike; sweep whoever sorts the queries so that each is like the one
+whoever follows up every seed alike, threads whoever does so a few times, also where all texts are
+alike; sweep whoever sorts the queries so that each is like the one
 before and none comes back."""
 
 SEGMENT: Final = 64

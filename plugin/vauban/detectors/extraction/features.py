@@ -9,7 +9,9 @@ caller's queries are on the whole:
   deviations; its sum over a window is a z-score under exchangeability);
 * how surprising its best neighbour among the `NEAR` before and after it is (`order`, a p-value:
   uniform where the order means nothing, near 0 inside a session), which tells the queries that
-  stand alone from those that belong to a session.
+  stand alone from those that belong to a session;
+* whether it goes on from the one just before it (`follow`, a p-value, too), which splits the
+  window into threads. By rank and not by cosine, since texts of some pools are all alike.
 
 Covers: windows of any length from `MIN_QUERIES`. Does not cover: a thief who sorts the queries and
 cuts them into pieces as long and as varied as people's sessions.
@@ -38,6 +40,11 @@ KNOWN: Final = 0.75
 """Cosine from which a query is a variant of one that was asked before."""
 
 LAGS: Final = (1, 2, 8)
+GOES_ON: Final = 1 / 8
+"""A query goes on with a thread if at most this share of the rest resembles it more than the one
+just before it does."""
+SHORT_THREADS: Final = (3, 6)
+"""Fewest and most queries of a short thread. Two in a row are alike by chance."""
 
 STATISTICS: Final = (
     "session_strength",
@@ -49,6 +56,7 @@ STATISTICS: Final = (
     "interrupts",
     "new_sessions",
     "new_share",
+    "short_threads",
 )
 """Names, in the order of `statistics`:
 
@@ -64,6 +72,8 @@ STATISTICS: Final = (
 * new_sessions: sessions that begin with something new to the window, per query, in [0, 1]; what
   goes on after an interruption counts as begun by it.
 * new_share: queries that nothing in the window but their session resembles, in [0, 1].
+* short_threads: queries in threads of `SHORT_THREADS` queries, in [0, 1]. A script that follows up
+  every seed a few times has little else; people have longer threads, too, and lone queries.
 """
 
 _ALONE: Final = 0.55
@@ -79,6 +89,7 @@ class Measured:
 
     `order`: p-value in [0, 1]. `near`: best cosine within `NEAR` before and after, `before`: only
     before. `far`: best cosine with the rest of the window; -1 where there is nothing to compare.
+    `follow`: share of the rest as similar as the one just before, in [0, 1]; 1 where there is none.
     `lags`: [len(LAGS), n], mean cosine with the queries up to that lag away, standardised by the
     rest of the window.
     """
@@ -87,20 +98,23 @@ class Measured:
     near: Floats
     before: Floats
     far: Floats
+    follow: Floats
     lags: Floats
 
     def stack(self) -> Floats:
         """float32 [`MEASURES`, n]."""
-        rows: Floats = np.vstack([self.order, self.near, self.before, self.far, self.lags])
+        rows: Floats = np.vstack(
+            [self.order, self.near, self.before, self.far, self.follow, self.lags]
+        )
         return rows
 
     @classmethod
     def unstack(cls, rows: NDArray[np.floating]) -> Measured:
         rows = rows.astype(np.float32)
-        return cls(rows[0], rows[1], rows[2], rows[3], rows[4:])
+        return cls(rows[0], rows[1], rows[2], rows[3], rows[4], rows[5:])
 
 
-MEASURES: Final = 4 + len(LAGS)
+MEASURES: Final = 5 + len(LAGS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,6 +172,8 @@ def measure(vectors: Floats, start: int) -> Measured:
     # As if the neighbours had been drawn from the rest of the window: one of them is the best.
     above = (better + 0.5) / (at.rest + 1.0)
     order = 1.0 - (1.0 - above) ** at.neighbours
+    better = (similar >= kept[:, NEAR - 1 : NEAR]).sum(axis=1)
+    follow = np.minimum((better + 0.5) / (at.rest + 1.0), 1.0)
 
     least = np.maximum(at.rest, 1)
     mean = total / least
@@ -165,7 +181,9 @@ def measure(vectors: Floats, start: int) -> Measured:
     lags = np.empty((len(LAGS), len(band)), np.float32)
     for place, (taken, count) in enumerate(at.lags):
         lags[place] = (np.where(taken, band, 0.0).sum(axis=1) / count - mean) / spread
-    return Measured(order.astype(np.float32), near, before, best_far, lags)
+    return Measured(
+        order.astype(np.float32), near, before, best_far, follow.astype(np.float32), lags
+    )
 
 
 def statistics(
@@ -199,11 +217,20 @@ def statistics(
                     len(set(own)) / n,
                     _session_spread(edges[np.searchsorted(edges, len(start) - n) :]),
                     *shares[3:],
+                    _in_short_threads(measured.follow[-n:]) / n,
                 ],
                 dtype=np.float32,
             )
         )
     return found
+
+
+def _in_short_threads(follow: Floats) -> int:
+    """How many queries are in short threads."""
+    begins = np.flatnonzero(np.append(follow > GOES_ON, True))
+    lengths = np.diff(begins, prepend=0)
+    least, most = SHORT_THREADS
+    return int(lengths[(lengths >= least) & (lengths <= most)].sum())
 
 
 def _session_spread(edges: NDArray[np.intp]) -> float:

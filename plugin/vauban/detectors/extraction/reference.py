@@ -37,19 +37,20 @@ from vauban.detectors.extraction.projection import Floats, Projection
 from vauban.errors import WeightsError
 
 CHAIN_MIN_QUERIES: Final = 192
-"""Below, few sessions are over, and how alike they are says nothing."""
+"""Below, few sessions are over, and how alike or short they are says nothing."""
 HORIZON: Final = 5120
 LEVELS: Final = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998)
 """The quantiles that the tables hold."""
 TENFOLDS: Final = 6.0
 """A score of 1 is reached by one honest person in 10 to the power of this."""
 ACCUMULATED: Final = "accumulated_"
-_WINDOW: Final = dict.fromkeys(ARMS, 1.0)
+_EARLY: Final = dict.fromkeys(ARMS, 1.0)
 """How many tenfolds of its budget an arm gives up."""
-_SHORT_WINDOW: Final = _WINDOW | {"chain": math.inf}
-_MEAN: Final = _WINDOW | {"mixed": 0.0, "chain": 0.2, "sweep": 0.5}
+_SHORT_WINDOW: Final = _EARLY | {"chain": math.inf, "threads": math.inf}
+_WINDOW: Final = dict.fromkeys(ARMS, 1.5)
+_MEAN: Final = _WINDOW | {"mixed": 0.0, "chain": 0.35, "threads": 0.2, "sweep": 0.75}
 _PATIENCE: Final = 5.5
-"""Segments below which every mean gives up as much as a window: it says little more."""
+"""Segments below which every mean gives up as much as a short window: it says little more."""
 _CLIP: Final = 12.0
 _FILE: Final = "reference.safetensors"
 
@@ -122,7 +123,7 @@ class Reference:
         if accumulated.segments < self.segments[0]:
             return NONE
         tables = _between(self.segments, accumulated.segments)(self.mean_tails).tolist()
-        given_up = _MEAN if accumulated.segments >= _PATIENCE else _WINDOW
+        given_up = _MEAN if accumulated.segments >= _PATIENCE else _EARLY
         return _rarest(accumulated.means, tables, ACCUMULATED, given_up)
 
     def score(self, suspicion: Suspicion) -> float:
@@ -178,7 +179,7 @@ class Reference:
 _TABLES: Final = (
     "lengths", "centre", "up", "down", "arm_tails", "segments", "mean_tails", "ever",
 )  # fmt: skip
-_ARMS: Final = json.dumps([{name: dict(arm) for name, arm in ARMS.items()}, _WINDOW, _MEAN])
+_ARMS: Final = json.dumps([{name: dict(arm) for name, arm in ARMS.items()}, _EARLY, _WINDOW, _MEAN])
 _WEIGHTS: Final = np.array(
     [[arm.get(name, 0.0) for name in STATISTICS] for arm in ARMS.values()], dtype=np.float32
 )
