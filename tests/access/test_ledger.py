@@ -192,12 +192,14 @@ def test_evidence_counts_at_once_and_is_written_soon(server: Server, clock: Cloc
 
 
 def test_a_proposal_is_told_once(server: Server, clock: Clock) -> None:
-    """Also to a server that heard of the level before, and again only when it was taken back."""
-    for proposed in ("", "service", "service", "", "service"):
+    """Also to a server that heard of the level before, and again only when it was taken back, for
+    which it takes a level that is prolonged."""
+    said = ("", 1), ("service", 1), ("", 1), ("service", 41), ("", 1), ("service", 1)
+    for proposed, pause_s in said:
         told = replace(evidence(Level.FLAGGED), proposed=proposed)
         assert server.ledger.observe(caller("key:a"), told).level is Level.FLAGGED
         server.refresh()
-        clock.now += 1
+        clock.now += pause_s
     assert server.steps() == [
         ("observe", Level.CLEAR, Level.FLAGGED, DETECTOR),
         ("propose", Level.FLAGGED, Level.FLAGGED, DETECTOR),

@@ -189,15 +189,38 @@ def test_going_on_prolongs_and_seldom_writes() -> None:
 @pytest.mark.parametrize("news", [{"campaign": "c2" * 99}, {"proposed": "service"}])
 def test_news_is_written_at_once_and_only_once(news: dict[str, str]) -> None:
     """An operator must not wait for the level to change to hear of a campaign or a proposal."""
-    record = observe(Record(WHO), Level.FLAGGED, now=0)
-    told = replace(evidence(Level.FLAGGED), **news)
+    nothing = replace(evidence(Level.FLAGGED), campaign="")
+    record = RULES.observe(Record(WHO), nothing, service=False, began_at=None, now=0)
+    told = replace(nothing, **news)
     found = RULES.observe(record, told, service=False, began_at=None, now=1)
     assert found.found is not None
     assert found.found.evidence is not None
     for name, value in news.items():
-        assert value.startswith(getattr(found.found.evidence, name))
+        assert getattr(found.found.evidence, name) == value[:128]
     assert RULES.observe(found, told, service=False, began_at=None, now=2) is found
     assert level_at(found, 2) is Level.FLAGGED
+
+
+def test_servers_that_see_a_caller_differently_dont_write_in_turns() -> None:
+    rules = Rules(ResponsePolicy())
+    says = [
+        replace(evidence(Level.FLAGGED), campaign="one", proposed="service"),
+        replace(evidence(Level.FLAGGED), campaign="two"),
+        replace(evidence(Level.FLAGGED), campaign=""),
+        replace(evidence(Level.FLAGGED), campaign="", proposed="service"),
+    ]
+    record, written = Record(WHO), []
+    for query in range(600):  # one each second
+        told = says[query % len(says)]
+        after = rules.observe(record, told, service=False, began_at=None, now=query)
+        if after is not record:
+            written.append(query)
+            assert after.found is not None
+            assert after.found.evidence is not None
+            assert after.found.evidence.proposed == "service"
+            assert after.found.evidence.campaign == told.campaign
+        record = after
+    assert 2 < len(written) <= 600 / 60 + 1  # of another campaign it hears, now and then
 
 
 def test_a_proposal_lowers_nothing() -> None:

@@ -25,6 +25,7 @@ PROPOSE: Final = "propose"
 RESET_KEPT_S: Final = 3_600.0
 """How long it is remembered that somebody was forgiven or erased: until every server knows."""
 _PROLONG_AT: Final = 0.9
+_RENAMED_AFTER_S: Final = 60.0
 _MAX_SIGNALS: Final = 64
 _MAX_NAME: Final = 128
 
@@ -142,11 +143,20 @@ def _kept(evidence: Evidence) -> Evidence:
     )
 
 
-def _is_news(evidence: Evidence, known: Evidence | None) -> bool:
-    """A campaign or a proposal that the record doesn't tell of, or one that is taken back."""
+def _news(evidence: Evidence, known: Evidence | None, age_s: float) -> Evidence | None:
+    """The evidence, if it has a campaign or a proposal where the record has none; what it lacks
+    itself is kept. Servers may see both differently, and a caller may ask them in turn, each query
+    a write: that a campaign has another name is news later only, that a proposal is taken back is
+    none.
+
+    :param age_s: seconds since the record was written.
+    """
     campaign, proposed = (known.campaign, known.proposed) if known else ("", "")
     found = evidence.campaign[:_MAX_NAME]
-    return bool(found and found != campaign) or evidence.proposed[:_MAX_NAME] != proposed
+    renamed = found not in ("", campaign) and age_s >= _RENAMED_AFTER_S
+    if not renamed and (campaign or not found) and (proposed or not evidence.proposed):
+        return None
+    return replace(evidence, campaign=found or campaign, proposed=evidence.proposed or proposed)
 
 
 class Rules:
@@ -212,10 +222,13 @@ class Rules:
             return replace(settled, found=Found(level, began, now, until, _kept(evidence)))
         if level < found.level or lasts is None or found.until is None:
             return record
-        if found.until - now > _PROLONG_AT * lasts and not _is_news(evidence, found.evidence):
-            return record  # every query of a user who goes on would be a write
+        told: Evidence | None = evidence
+        if found.until - now > _PROLONG_AT * lasts:  # or every query of one who goes on is a write
+            told = _news(evidence, found.evidence, now + lasts - found.until)
+        if told is None:
+            return record
         until = max(found.until, now + lasts)
-        return replace(settled, found=replace(found, until=until, evidence=_kept(evidence)))
+        return replace(settled, found=replace(found, until=until, evidence=_kept(told)))
 
     def decide(
         self, record: Record, level: Level, *, seconds: float | None, by: str, reason: str,

@@ -39,7 +39,8 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _PAGE: Final = 1_000
 _PROPOSED: Final = (
     "proposed  service: it samples, as a thief does, and its ways don't change. If you know it,"
-    " declare it:\n          vauban keys service NAME; then vauban users unban"
+    " declare it:\n          vauban keys service NAME (of tokens: identity.jwt_service_claim);"
+    " then vauban users unban"
 )
 MOST_LISTED: Final = 1_000_000
 _CAMPAIGN: Final = {

@@ -120,6 +120,43 @@ def test_verdicts_are_bounded_and_made_now_and_then(world: World) -> None:
     assert asked == names
 
 
+def test_members_with_other_links_dont_share_a_verdict(world: World) -> None:
+    """All of them are linked to `a`, by whom the campaign is named; `x` to `z` are colleagues, who
+    don't stand apart from each other."""
+    windows = dict(zip("abcde", dealt_out(world, 5, 60), strict=True))
+    windows |= dict(zip("xyz", people(World(topics=4, seed=1), 3, 60), strict=True))
+    campaigns = Campaigns(cells=8)
+    found = {}
+    for number, name in enumerate("abcdexyz"):
+        tags = {"a": ("list", "office")}.get(name, ("list",) if name in "bcde" else ("office",))
+        cells = np.array([number])
+        found[name] = campaigns.judge(name, 1.1, cells, tags, windows.__getitem__)
+    thief, person = found["e"], found["z"]
+    assert thief is not None
+    assert person is not None
+    assert thief.name == person.name
+    assert thief.pooled == judge([windows[name] for name in "abcde"])
+    assert person.pooled == judge([windows[name] for name in "axyz"])
+    assert thief.score > 1 / 3 > 2 * person.score
+
+
+def test_verdicts_on_a_forgotten_account_go_with_it(world: World) -> None:
+    windows = dict(zip("abcd", dealt_out(world, 4, 60), strict=True))
+    verdicts = PooledVerdicts()
+    verdicts.on("one", "abc", windows.__getitem__)
+    verdicts.on("two", "bcd", windows.__getitem__)
+    verdicts.forget("a")
+    assert len(verdicts) == 1
+    campaigns = Campaigns(cells=8)
+    for name in "abcd":
+        campaigns.judge(name, 1.1, np.array([0]), ("x",), windows.__getitem__)
+    campaigns.forget("d")
+    del windows["d"]
+    left = campaigns.judge("b", 1.1, np.array([0]), ("x",), windows.__getitem__)
+    assert left is not None
+    assert left.pooled == judge([*windows.values()])
+
+
 def test_the_register_pools_linked_members_alone(world: World) -> None:
     windows = dict(zip("abcdef", dealt_out(world, 6, 60), strict=True))
     campaigns = Campaigns(cells=8)

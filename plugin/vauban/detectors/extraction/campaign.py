@@ -26,7 +26,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vauban.detectors.extraction.pooled import PooledVerdicts, Verdict, stands_apart
+from vauban.detectors.extraction.pooled import (
+    ACCOUNTS,
+    PooledVerdicts,
+    Verdict,
+    stands_apart,
+)
 from vauban.detectors.extraction.projection import DIMENSIONS, Floats, Small
 from vauban.detectors.extraction.reference import TENFOLDS
 
@@ -108,6 +113,7 @@ class Campaigns:
         """Erase an account, also where others have it among their twins: one whose own room for
         partners is full may be counted by more accounts than it counts."""
         self._leave(account)
+        self._pooled.forget(account)
         for partner in self._twins.pop(account, ()):
             self._counted_by[partner].discard(account)
         for other in self._counted_by.pop(account, ()):
@@ -139,7 +145,7 @@ class Campaigns:
             return None
         found = self._combine(accounts, window)
         if found.pooled is not None and found.pooled.tail >= DEALT_OUT:
-            others = [window(name) for name in accounts if name != account]
+            others = [window(name) for name in accounts[: ACCOUNTS[-1]] if name != account]
             if stands_apart(window(account), others):
                 return None
         return found

@@ -10,8 +10,10 @@ How little honest people who are linked are apart comes from simulated ones, col
 
 Covers: accounts that draw from one pool, also in sessions that go across them, from about 8
 queries each. Does not cover: a list that is dealt out by subject or by session, and accounts that
-mix it into an honest person's talk; those are left to Fisher's method (`campaign.py`). The programs
-of one service behind several keys look like a campaign: declare them (`--service`).
+mix it into an honest person's talk or ask a seventh of it twice; those are left to Fisher's method
+(`campaign.py`). Where some accounts do that and the rest don't, they may stand apart from it and
+not be named. The programs of one service behind several keys look like a campaign: declare them
+(`--service`).
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ LEAST_EACH: Final = 8
 JUDGED_EVERY: Final = 8
 """Judgements of members, each of 32 queries, after which a campaign is judged anew."""
 MOST_CAMPAIGNS: Final = 1024
-"""Campaigns whose verdict is kept, about 450 bytes each; who was silent longest is forgotten."""
+"""Campaigns whose verdict is kept, about 800 bytes each; who was silent longest is forgotten."""
 APART: Final = 0.75
 """Below this share of what chance would make of it, an account is not mingled with the others."""
 _KNOWN: Final = 0.75 * SCALE * SCALE
@@ -132,9 +134,17 @@ def _tail(mingled: float, accounts: int) -> float:
 
 @dataclass(slots=True)
 class _Kept:
+    """`pooled`: whose queries the verdict is on. `size`: how many accounts there were in all."""
+
     verdict: Verdict | None
+    pooled: Sequence[str]
     size: int
     judged: int = 0
+
+    def is_on(self, accounts: Sequence[str]) -> bool:
+        """Whether it is on those, give or take some."""
+        common = len(set(accounts).intersection(self.pooled))
+        return 2 * common >= len(self.pooled) and 4 * len(accounts) < 5 * self.size
 
 
 class PooledVerdicts:
@@ -149,16 +159,24 @@ class PooledVerdicts:
     def on(
         self, campaign: str, accounts: Sequence[str], window: Callable[[str], Small]
     ) -> Verdict | None:
-        """The verdict on a campaign of which a member was judged just now.
+        """The verdict on a campaign of which a member was judged just now. Members that are linked
+        to different others may share its name, and not the verdict.
 
         :param accounts: the most suspect first.
         :param window: of an account by name.
         """
         kept = self._kept.get(campaign)
-        if kept is None or kept.judged >= JUDGED_EVERY or 4 * len(accounts) >= 5 * kept.size:
-            kept = self._kept[campaign] = _Kept(judge([*map(window, accounts)]), len(accounts))
+        if kept is None or kept.judged >= JUDGED_EVERY or not kept.is_on(accounts):
+            pooled = accounts[: ACCOUNTS[-1]]
+            verdict = judge([*map(window, pooled)])
+            kept = self._kept[campaign] = _Kept(verdict, pooled, len(accounts))
             while len(self._kept) > MOST_CAMPAIGNS:
                 self._kept.popitem(last=False)
         kept.judged += 1
         self._kept.move_to_end(campaign)
         return kept.verdict
+
+    def forget(self, account: str) -> None:
+        """Erase the verdicts that are on its queries, too."""
+        for campaign in [name for name, kept in self._kept.items() if account in kept.pooled]:
+            del self._kept[campaign]
