@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,8 @@ LENGTHS = (0.3, 0.6, 1.2)
 """Of the shifts, in mean lengths of a token's hidden state; the first is that of the training."""
 PGD_STEPS = 10
 SCORED_AT_ONCE = 256
+APPENDED = 30
+"""Most detections that words are appended to, which takes 165 queries each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +129,11 @@ def clean(scores: Floats, labels: Labels) -> Clean:
     )
 
 
-def attacks() -> Iterator[Attack]:
-    yield from ATTACKS["typos"]
-    yield from ATTACKS["synonyms"]
-    yield from (attack for attack in ATTACKS["append"] if attack.variant.startswith("words"))
+def attacks() -> Iterator[tuple[Attack, int | None]]:
+    """Each with the most texts that it is mounted on, None: all of them."""
+    for name in ("typos", "synonyms"):
+        yield from ((attack, None) for attack in ATTACKS[name])
+    yield from ((one, APPENDED) for one in ATTACKS["append"] if one.variant == "words after")
 
 
 def from_inside(
@@ -228,9 +231,10 @@ def run(data: Path, out: Path, texts: int, seed: int, most: int, track: Track) -
         "inside": {arm: [asdict(shift) for shift in inside[arm]] for arm in ARMS},
     }
     words: dict[str, list[dict[str, object]]] = {arm: [] for arm in ARMS}
-    for attack in attacks():
+    for attack, limit in attacks():
         for arm in ARMS:
-            report = _words(attack, screens[arm], detected, found[arm].threshold, arm, track)
+            threshold = found[arm].threshold
+            report = _words(attack, screens[arm], detected[:limit], threshold, arm, track)
             words[arm].append(asdict(report))
             document["words"] = words
             (out / "result.json").write_text(json.dumps(document, indent=1) + "\n")
@@ -270,7 +274,7 @@ def _words(
 ) -> AttackReport:
     title = f"{attack.name}: {attack.variant}, {arm}"
     return run_attack(
-        replace(attack, curve=5),
+        attack,
         texts,
         partial(score_requests, screen),
         threshold=threshold,
@@ -286,16 +290,16 @@ def tables(document: Mapping[str, Any]) -> Iterator[Table]:
         shown = (_interval(numbers[name]) for name in ("auc", "recall", "recall_low"))
         table.add_row(arm, *shown)
     yield table
-    title = f"share flipped of {document['attacked']} short attacks that all detect"
-    table = Table("model", "attack", "flipped", "changes", "queries", title=title)
+    title = "share flipped of short attacks that all detect"
+    table = Table("model", "attack", "of", "flipped", "changes", "queries", title=title)
     for arm in ARMS:
         for one in document["inside"][arm]:
             name = f"{one['attack']}, {one['length']}"
-            table.add_row(arm, name, _interval(one["flipped"]), "", "")
+            table.add_row(arm, name, str(one["detections"]), _interval(one["flipped"]), "", "")
         for one in document["words"][arm]:
             name = f"{one['attack']}: {one['variant']}"
             counts = (_number(one["mean_changes"]), _number(one["mean_queries"]))
-            table.add_row(arm, name, _interval(one["share"]), *counts)
+            table.add_row(arm, name, str(one["detections"]), _interval(one["share"]), *counts)
     yield table
 
 
@@ -313,7 +317,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a run that was broken off goes on")
     parser.add_argument("--texts", type=int, default=2048, help="to show to each run")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--attacked", type=int, default=60, help="most detections to attack")
+    parser.add_argument("--attacked", type=int, default=100, help="most detections to attack")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     with tracking(Console(stderr=True)) as track:
