@@ -4,8 +4,8 @@ Two fine-tunes from the shipped weights, with the same texts in the same batches
 words, steps and rates. One of them also learns in every step under the worst small shift of the
 hidden states (`FitConfig.adversarial_after`), and that is all the difference: both keep the shipped
 lexical head and calibration. The baselines are the other run and the shipped weights; each model
-has its own threshold, at 1% false positives on all of `dev_ood`. Texts under 300 characters that
-all three detect are attacked: by words, as `vauban evaluate injection --attack` does it, and from
+has its own threshold, at 1% false positives on the texts of `dev_ood` under 300 characters. Some
+attacks among them that all three detect are attacked: by words, as `vauban evaluate injection --attack` does it, and from
 inside, by FGSM and PGD on the states that one of the runs was trained to stand shifts of.
 
 python -m benchmarks.fgsm_alone --data DIR --out DIR [--texts N] [--seed N]
@@ -63,17 +63,17 @@ ARMS: Mapping[str, float | None] = {"shipped": None, "plain": 1.0, "fgsm": 0.0}
 RATE = 0.01
 MOST_CHARS = 300
 SAMPLE_SEED = 11
-LENGTHS = (0.3, 0.6, 1.2)
-"""Of the shifts, in mean lengths of a token's hidden state; the first is that of the training."""
+LENGTHS = (0.05, 0.1, 0.3)
+"""Of the shifts, in mean lengths of a token's hidden state; the last is that of the training."""
 PGD_STEPS = 10
 SCORED_AT_ONCE = 256
-APPENDED = 30
+APPENDED = 20
 """Most detections that words are appended to, which takes 165 queries each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clean:
-    """On the whole file; `threshold` has 1% false positives there."""
+    """On the short texts; `threshold` has 1% false positives there."""
 
     threshold: float
     auc: Interval
@@ -193,9 +193,9 @@ def worst_windows(
 def chosen(
     rows: Sequence[Row], scores: Mapping[str, Floats], found: Mapping[str, Clean], most: int
 ) -> list[str]:
-    """At most `most` short attacks that every model detects, in random order."""
-    short = [i for i, row in enumerate(rows) if row.label and len(row.text) < MOST_CHARS]
-    order = np.random.default_rng(SAMPLE_SEED).permutation(short)
+    """At most `most` attacks that every model detects, in random order."""
+    positive = [i for i, row in enumerate(rows) if row.label]
+    order = np.random.default_rng(SAMPLE_SEED).permutation(positive)
     everyone = [i for i in order if all(s[i] >= found[arm].threshold for arm, s in scores.items())]
     return [rows[i].text for i in everyone[:most]]
 
@@ -213,7 +213,7 @@ def run(data: Path, out: Path, texts: int, seed: int, most: int, track: Track) -
         if after is not None and not (weights[arm] / WEIGHTS_NAME).is_file():
             train = list(labelled_rows(files[TRAIN]))
             fit(start, train, settings(texts, seed, after), weights[arm], track)
-    rows = list(labelled_rows(files[DEV_OOD]))
+    rows = [row for row in labelled_rows(files[DEV_OOD]) if len(row.text) < MOST_CHARS]
     labels = np.array([row.label for row in rows], np.int64)
     screens = {
         arm: OfflineScreen(as_evaluated(Policy(), weights=path)) for arm, path in weights.items()
@@ -284,7 +284,7 @@ def _words(
 
 
 def tables(document: Mapping[str, Any]) -> Iterator[Table]:
-    table = Table("model", "AUC", "recall at 1%", "at 0.1%", title="dev_ood")
+    table = Table("model", "AUC", "recall at 1%", "at 0.1%", title="dev_ood, short texts")
     for arm in ARMS:
         numbers = document["clean"][arm]
         shown = (_interval(numbers[name]) for name in ("auc", "recall", "recall_low"))
@@ -317,7 +317,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a run that was broken off goes on")
     parser.add_argument("--texts", type=int, default=2048, help="to show to each run")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--attacked", type=int, default=100, help="most detections to attack")
+    parser.add_argument("--attacked", type=int, default=60, help="most detections to attack")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     with tracking(Console(stderr=True)) as track:

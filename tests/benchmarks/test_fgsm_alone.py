@@ -66,11 +66,10 @@ def test_a_shift_flips_what_stands_at_the_threshold_and_nothing_far_above(
     assert all(shift.detections == 4 and shift.flipped.value == 0 for shift in far_below)
 
 
-def test_only_short_attacks_that_every_model_detects_are_attacked() -> None:
+def test_only_attacks_that_every_model_detects_are_attacked() -> None:
     rows = [
         Row("all find it", 1),
         Row("one misses it", 1),
-        Row("long " * 100, 1),
         Row("harmless", 0),
         Row("all find it too", 1),
     ]
@@ -80,8 +79,8 @@ def test_only_short_attacks_that_every_model_detects_are_attacked() -> None:
         "other": Clean(0.1, nothing, nothing, nothing),
     }
     scores = {
-        "one": np.array([0.9, 0.4, 0.9, 0.9, 0.5]),
-        "other": np.array([0.2, 0.9, 0.9, 0.9, 0.1]),
+        "one": np.array([0.9, 0.4, 0.9, 0.5]),
+        "other": np.array([0.2, 0.9, 0.9, 0.1]),
     }
     assert sorted(chosen(rows, scores, found, 9)) == ["all find it", "all find it too"]
     assert len(chosen(rows, scores, found, 1)) == 1
