@@ -5,8 +5,9 @@ words, steps and rates. One of them also learns in every step under the worst sm
 hidden states (`FitConfig.adversarial_after`), and that is all the difference: both keep the shipped
 lexical head and calibration. The baselines are the other run and the shipped weights; each model
 has its own threshold, at 1% false positives on the texts of `dev_ood` under 300 characters. Some
-attacks among them that all three detect are attacked: by words, as `vauban evaluate injection --attack` does it, and from
-inside, by FGSM and PGD on the states that one of the runs was trained to stand shifts of.
+attacks among them that all three detect are attacked: by words, as `vauban evaluate injection
+--attack` does it, and from inside, by FGSM and PGD on the states that one of the runs was trained
+to stand shifts of.
 
 python -m benchmarks.fgsm_alone --data DIR --out DIR [--texts N] [--seed N]
 """
