@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -68,8 +68,9 @@ LENGTHS = (0.05, 0.1, 0.3)
 """Of the shifts, in mean lengths of a token's hidden state; the last is that of the training."""
 PGD_STEPS = 10
 SCORED_AT_ONCE = 256
-APPENDED = 20
-"""Most detections that words are appended to, which takes 165 queries each."""
+INSIDE = "inside"
+WORDS = ("synonyms", "typos", "append")
+AFTER = "words after"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +131,11 @@ def clean(scores: Floats, labels: Labels) -> Clean:
     )
 
 
-def attacks() -> Iterator[tuple[Attack, int | None]]:
-    """Each with the most texts that it is mounted on, None: all of them."""
-    for name in ("typos", "synonyms"):
-        yield from ((attack, None) for attack in ATTACKS[name])
-    yield from ((one, APPENDED) for one in ATTACKS["append"] if one.variant == "words after")
+def attacks(names: Collection[str]) -> Iterator[Attack]:
+    """Of those that add text only the published one: words after the attack."""
+    for name in WORDS:
+        if name in names:
+            yield from (one for one in ATTACKS[name] if name != "append" or one.variant == AFTER)
 
 
 def from_inside(
@@ -204,17 +205,27 @@ def chosen(
 # --- the whole --------------------------------------------------------------------------------
 
 
-def run(data: Path, out: Path, texts: int, seed: int, most: int, track: Track) -> dict[str, object]:
-    """Train, score, attack. What is in `out` already is not made again."""
-    files = data_files(data)
-    out.mkdir(parents=True, exist_ok=True)
+def trained(data: Path, out: Path, texts: int, seed: int, track: Track) -> dict[str, Path]:
+    """The checkpoint of each arm; one that is in `out` already is not made again."""
     start = without_lexical(load_start(seed, init=shipped()))
     weights = {arm: shipped() if after is None else out / arm for arm, after in ARMS.items()}
     for arm, after in ARMS.items():
         if after is not None and not (weights[arm] / WEIGHTS_NAME).is_file():
-            train = list(labelled_rows(files[TRAIN]))
-            fit(start, train, settings(texts, seed, after), weights[arm], track)
-    rows = [row for row in labelled_rows(files[DEV_OOD]) if len(row.text) < MOST_CHARS]
+            rows = list(labelled_rows(data_files(data)[TRAIN]))
+            fit(start, rows, settings(texts, seed, after), weights[arm], track)
+    return weights
+
+
+def compare(
+    weights: Mapping[str, Path],
+    data: Path,
+    out: Path,
+    names: Collection[str],
+    most: int,
+    track: Track,
+) -> Iterator[dict[str, Any]]:
+    """Score and attack; what is known after each attack on each model."""
+    rows = [row for row in labelled_rows(data_files(data)[DEV_OOD]) if len(row.text) < MOST_CHARS]
     labels = np.array([row.label for row in rows], np.int64)
     screens = {
         arm: OfflineScreen(as_evaluated(Policy(), weights=path)) for arm, path in weights.items()
@@ -222,24 +233,22 @@ def run(data: Path, out: Path, texts: int, seed: int, most: int, track: Track) -
     scores = {arm: _scores(out / f"{arm}.npy", screens[arm], rows, track) for arm in ARMS}
     found = {arm: clean(scores[arm], labels) for arm in ARMS}
     detected = chosen(rows, scores, found, most)
-    inside = {arm: _inside(weights[arm], detected, found[arm].threshold) for arm in ARMS}
-    document: dict[str, object] = {
-        "texts": texts,
-        "seed": seed,
-        "attacked": len(detected),
+    known: dict[str, Any] = {
         **run_facts(("vauban", "torch", "numpy")),
         "clean": {arm: asdict(found[arm]) for arm in ARMS},
-        "inside": {arm: [asdict(shift) for shift in inside[arm]] for arm in ARMS},
+        "inside": {arm: [] for arm in ARMS},
+        "words": {arm: [] for arm in ARMS},
     }
-    words: dict[str, list[dict[str, object]]] = {arm: [] for arm in ARMS}
-    for attack, limit in attacks():
+    yield known
+    for arm in ARMS if INSIDE in names else ():
+        shifts = _inside(weights[arm], detected, found[arm].threshold)
+        known["inside"][arm] = [asdict(shift) for shift in shifts]
+        yield known
+    for attack in attacks(names):
         for arm in ARMS:
-            threshold = found[arm].threshold
-            report = _words(attack, screens[arm], detected[:limit], threshold, arm, track)
-            words[arm].append(asdict(report))
-            document["words"] = words
-            (out / "result.json").write_text(json.dumps(document, indent=1) + "\n")
-    return document
+            report = _words(attack, screens[arm], detected, found[arm].threshold, arm, track)
+            known["words"][arm].append(asdict(report))
+            yield known
 
 
 def _scores(path: Path, screen: OfflineScreen, rows: Sequence[Row], track: Track) -> Floats:
@@ -318,13 +327,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a run that was broken off goes on")
     parser.add_argument("--texts", type=int, default=2048, help="to show to each run")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--attack", action="append", choices=(INSIDE, *WORDS), help="repeatable")
     parser.add_argument("--attacked", type=int, default=60, help="most detections to attack")
     options = parser.parse_args()
+    names = options.attack or (INSIDE, *WORDS)
+    result = options.out / f"{'-'.join(names)}.json"
+    options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
+    known: dict[str, Any] = {}
     with tracking(Console(stderr=True)) as track:
-        run(options.data, options.out, options.texts, options.seed, options.attacked, track)
-    document = json.loads((options.out / "result.json").read_text())
-    for table in tables(document):
+        weights = trained(options.data, options.out, options.texts, options.seed, track)
+        for known in compare(weights, options.data, options.out, names, options.attacked, track):
+            result.write_text(json.dumps(known, indent=1) + "\n")
+    for table in tables(known):
         Console().print(table)
 
 
