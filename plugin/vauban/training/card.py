@@ -89,6 +89,8 @@ so the numbers above are optimistic; no test set was used.
   --attack` measures how often that works.
 - A harmless text that quotes an attack at length can be blocked; an attack phrased as an ordinary
   request (no override, no role change) can pass.
+- Attacks of a kind that no source has shown: where one source is left out of training, far fewer of
+  its attacks are found than the table says; `vauban train validate` measures how many.
 - Attacks split over several requests: each is scored by itself.
 - The longer a text, the surer a window of it must be: who fills n windows with different harmless
   words lowers the logit of an attack by {discount:g} log n.
