@@ -93,6 +93,7 @@ quiet = st.sampled_from(
     [
         "some more words ", "a_rather_long_identifier_in_code ", "plugin/vauban/text/quiet.py ",
         "https://docs.test/library/re.html ", "a `span` of code ", "`x`, `y` and `z` ",
+        "`x | y` ", " | ",
         "if a < b: ", "x[1]: 5 ", "key: value ", "|-----|-----| ", "// a comment\n", "\n\n", "\n",
         "List<String> ", "é ", "> ", "token = 5 ", "``` ", "\n```py\n", "\n```\n",
         "\n```` x\n", "\n``` \t\n", "`",
@@ -291,7 +292,8 @@ def test_what_is_fetched_without_a_click(text: str) -> None:
         "[a](https://other.test/page)", '<a href="https://other.test/x">x</a>', "a // comment",
         "// comment", "if a < b and c > d: pass", "x = y[1]: 5", "mailto:a@b.test", "C:/x",
         "```md\n![a](https://evil.test/a)\n```", "The `<script>` tag", "List<String> x",
-        "a `x` b", "it`s\n \nthe `<script>` tag", "```html\n<script>let a</script>\n```\nDone.",
+        "a `x` b", "`a | b`\nthe `<script>` tag", "it`s\n \nthe `<script>` tag",
+        "```html\n<script>let a</script>\n```\nDone.",
     ],
 )  # fmt: skip
 def test_what_is_left_alone(text: str) -> None:
@@ -318,6 +320,7 @@ def test_links_that_carry_data() -> None:
         "`<script>", "` <script>\n`", "`a\n<script>`", "``<script>`", "```x <script>`",
         "```\n```js\n```\n<script>", "```x`\n<script>", "  ```\n<script>", "<div>`<script>`</div>",
         "`\n` <script> `", "` a\n- `\n` <script> ` b", "a ` b\n`<script>`",
+        "| a | b |\n|---|---|\n| ` | <script> ` |", "a | b\n- | -\n` <script> | `",
         "`" + "x " * 100 + "` <script> `", "<div>\n```\n<script>\n```",
         "<pre>\n\n```\n<script>\n```", "<!--\n\n```\n--><script>",
     ],

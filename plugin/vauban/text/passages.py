@@ -4,8 +4,8 @@ are fetched or carry data, and markup that runs.
 A unit is a word, a run of backticks, `![`, `<`, `>`, an escape of JSON, or a character that is not
 ASCII.
 Positions are those in the caller's buffer. What is code (a fenced block that begins at the start
-of a line, a closed span within one line) is not rendered, so markup in there is left alone, as far
-as HTML around it does not change what is code.
+of a line, a closed span within one line and, where it has a `|`, one cell of a table) is not
+rendered, so markup in there is left alone, as far as HTML around it does not change what is code.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class Passages:
         self._span: tuple[int, int] | None = None
         self._span_broken = False
         self._unsure = False  # a span that was broken may go on over the end of its line
+        self._piped = False  # a span had a `|`, which may end a cell of a table, and so the span
         self._suspects: list[Passage] = []
         self._after_newline = False
 
@@ -112,6 +113,7 @@ class Passages:
         ):
             self._html = self._unsure = False
         line = text.rpartition("\n")
+        self._piped = self._piped and not line[1]
         self._after_newline = (bool(line[1]) or self._after_newline) and not line[2].strip(" \t\r")
 
     @property
@@ -147,6 +149,7 @@ class Passages:
         if self._key_to is not None and text.strip(" \t\r\n\\"):
             self._key_to = None
         first_line, newline, _ = text.partition("\n")
+        self._piped = self._piped or (self._span is not None and "|" in first_line)
         if self._closing and first_line.strip(" \t\r"):
             self._closing = False
         if not newline:
@@ -154,7 +157,7 @@ class Passages:
             return
         if self._closing:
             self.fence, self._closing = 0, False
-        self._info_line = False
+        self._info_line = self._piped = False
         self._span_broken = self._span is not None
         self._unsure = self._unsure or self._span_broken
         if _BLANK_LINE.search("\n" + text if self._after_newline else text):
@@ -201,11 +204,14 @@ class Passages:
         return self._settle(0)
 
     def _settle(self, a: int) -> list[Passage]:
-        if self._span is None or not (self._span_broken or a - self._span[1] > _MAX_SPAN_CHARS):
+        ends = self._span is not None and (self._span_broken or a - self._span[1] > _MAX_SPAN_CHARS)
+        if not (ends or self._piped):
             return []
-        self._unsure = self._unsure or not self._span_broken
         found, self._suspects = self._suspects, []
         self._html = self._html or bool(found)
+        if not ends:
+            return found
+        self._unsure = self._unsure or not self._span_broken
         self._span, self._span_broken = None, False
         return found
 
@@ -369,7 +375,7 @@ class Passages:
                 self._outer = (self._tag, self._attributes)
             self._tag, self._tag_from, self._attributes = name, a, Attributes()
             self._attributes.word(word)
-            if self._span is None or self._unsure:
+            if self._span is None or self._unsure or self._piped:
                 self._html = True
                 self._raw_html = self._raw_html or name in _RAW_TAGS
         elif opens_tag and word[0] == "?":
@@ -378,7 +384,7 @@ class Passages:
             self._tag is not None and not opens_tag and links.is_handler(word)
         ):
             passage = Passage("active", a, b)
-            if self._span is not None and not (self._unsure or self.is_html):
+            if self._span is not None and not (self._unsure or self._piped or self.is_html):
                 self._suspects.append(passage)
             else:
                 yield passage

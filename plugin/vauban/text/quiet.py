@@ -73,7 +73,8 @@ def first_notable(
             break
         kind = found.lastgroup
         if kind == "span":
-            if (fence or after <= end) and "]:" not in found.group():
+            read = found.group()
+            if "]:" not in read and (fence or (after <= end and "|" not in read)):
                 continue
         elif kind == "ticks" and after - at >= 3:
             begins_line = at == 0 or buffer[at - 1] == "\n"
